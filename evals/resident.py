@@ -1,0 +1,127 @@
+"""The model that every candidate is poured into: built once, never reloaded."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from evals.errors import EvaluationError
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A live model without weights of its own.
+
+    Attributes:
+        model: In evaluation mode, on its device; its content is undefined until slots are filled.
+        tokenizer: The donor's.
+        slots: The model's tensors by checkpoint name, each storage once.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    slots: dict[str, torch.Tensor]
+
+
+def build_resident(
+    config: Mapping[str, Any],
+    folder: Path,
+    names: Iterable[str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Resident:
+    """Build a causal language model whose every tensor a merge will write.
+
+    Args:
+        config: The `config.json` that describes it.
+        folder: Model folder with the tokenizer and, perhaps, a generation configuration.
+        names: The tensors that merges will write, in checkpoint names.
+        dtype: Of parameters and arithmetic.
+        device: Where it lives.
+
+    Raises:
+        EvaluationError: If the family is unknown, has code of its own, or has tensors that no
+            merge writes or lacks some that it does.
+    """
+    model = _build_model(config, folder, dtype).to(device)  # pyright: ignore
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)  # pyright: ignore
+    slots = match_slots(model, names)
+    return Resident(model.eval(), load_tokenizer(folder), slots)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        EvaluationError: If it can't be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # pyright: ignore
+    except Exception as error:  # every tokenizer family fails in its own way
+        raise EvaluationError(f"{folder}: its tokenizer can't be loaded: {error}") from None
+
+
+def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Pair checkpoint names with a model's tensors, one name per storage.
+
+    A checkpoint may have been saved with or without the model's base prefix (`transformer.`).
+
+    Raises:
+        EvaluationError: If the two don't cover each other.
+    """
+    tensors: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
+    slots: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name in names:
+        tensor = _find(tensors, name, f"{model.base_model_prefix}.")
+        if tensor is None:
+            raise EvaluationError(
+                f"tensor '{name}' of the checkpoint has no place in {type(model).__name__}; "
+                "this family stores its weights in another form than it uses, which isn't "
+                "supported yet"
+            )
+        if tensor.data_ptr() not in taken:
+            taken.add(tensor.data_ptr())
+            slots[name] = tensor.data
+    missing = [name for name, tensor in tensors.items() if tensor.data_ptr() not in taken]
+    if missing:
+        raise EvaluationError(
+            f"{type(model).__name__} needs tensor '{missing[0]}' (and {len(missing) - 1} more), "
+            "which the checkpoint does not have"
+        )
+    return slots
+
+
+def _find(tensors: Mapping[str, torch.Tensor], name: str, prefix: str) -> torch.Tensor | None:
+    for candidate in (name, prefix + name, name.removeprefix(prefix)):
+        if candidate in tensors:
+            return tensors[candidate]
+    return None
+
+
+def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    family = config.get("model_type")
+    if family not in CONFIG_MAPPING:
+        own = "; it brings code of its own, which is never run" if "auto_map" in config else ""
+        raise EvaluationError(f"{folder}: transformers knows no model_type '{family}'{own}")
+    clean = {key: value for key, value in config.items() if key != "quantization_config"}
+    try:
+        parsed = CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
+        with no_init_weights():  # a 7B model takes a minute to fill with numbers nobody reads
+            model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # pyright: ignore
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(f"{folder}: no causal language model in it: {error}") from None
+    model = cast("PreTrainedModel", model)
+    model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
+    return model

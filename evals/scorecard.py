@@ -1,0 +1,101 @@
+"""What scoring a candidate gives: per-item results, and scores as views on them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Value = float | tuple[float, ...]
+"""One item's result under one metric; a tuple where the metric aggregates pairs (perplexity)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One benchmark's figure.
+
+    Attributes:
+        task: The benchmark.
+        metric: lm-eval's name of the metric.
+        value: None if it could not be scored; never 0 in that case.
+        stderr: Standard error over items, for metrics that are means.
+        n: Number of items.
+        unscored: Why `value` is None.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    stderr: float | None
+    n: int
+    unscored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """All scores of a model on one role's items.
+
+    Attributes:
+        scores: One for each benchmark, in study order.
+        items: Per-item results: task → metric → values in the role's item order.
+        seconds: Wall time of the evaluation.
+    """
+
+    scores: tuple[Score, ...]
+    items: Mapping[str, Mapping[str, Sequence[Value]]]
+    seconds: float
+
+    @property
+    def failure(self) -> str | None:
+        """Why a score is missing, or None if all are there."""
+        return next((f"{s.task}: {s.unscored}" for s in self.scores if s.value is None), None)
+
+
+def mean_score(
+    task: str,
+    metric: str,
+    values: Sequence[Value],
+    aggregate: Callable[[Sequence[Value]], float],
+) -> Score:
+    """Turn per-item results into a score.
+
+    Args:
+        task: The benchmark.
+        metric: Its metric.
+        values: Per-item results.
+        aggregate: From per-item results to one number.
+    """
+    flat = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    if bad := sum(not math.isfinite(part) for part in flat):
+        return Score(task, metric, None, None, len(values), f"{bad} items are not finite numbers")
+    value = aggregate(values)
+    if not math.isfinite(value):
+        return Score(task, metric, None, None, len(values), f"{metric} is {value}")
+    return Score(task, metric, value, _stderr(values), len(values))
+
+
+def pack(values: Sequence[Value]) -> str | list[Any]:
+    """Per-item results for storage: a string of digits if all are 0 or 1, else a list."""
+    if all(value in (0, 1) for value in values):
+        return "".join(str(int(value)) for value in values if not isinstance(value, tuple))
+    return [_rounded(value) for value in values]
+
+
+def unpack(packed: str | list[Any]) -> tuple[Value, ...]:
+    """The inverse of `pack`, to seven digits."""
+    if isinstance(packed, str):
+        return tuple(float(digit) for digit in packed)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in packed)  # pyright: ignore
+
+
+def _rounded(value: Value) -> Any:
+    if isinstance(value, tuple):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.7g}")
+
+
+def _stderr(values: Sequence[Value]) -> float | None:
+    plain = [value for value in values if not isinstance(value, tuple)]
+    if len(plain) < len(values) or len(plain) < 2:
+        return None
+    mean = sum(plain) / len(plain)
+    return math.sqrt(sum((v - mean) ** 2 for v in plain) / (len(plain) - 1) / len(plain))

@@ -1,0 +1,180 @@
+"""Open a parent: what its folder holds, from headers alone.
+
+Only safetensors are read. Pickled weights (`.bin`, `.pt`) can run code when they are loaded and
+are refused by name.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+
+from merge_core.errors import CheckpointError
+from merge_core.naming import Layout, find_layout
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and dtype of one stored tensor, and the file that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model folder as a parent of a merge.
+
+    Attributes:
+        name: Alias by which recipes call it.
+        folder: Where its files are.
+        config: The parsed `config.json`.
+        tensors: Its stored tensors by name, in name order.
+        layout: How its layers are numbered.
+        layers: Tensor names by layer; None holds those outside the layers.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorSpec]
+    layout: Layout
+    layers: Mapping[int | None, tuple[str, ...]]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(spec.numel * spec.dtype.itemsize for spec in self.tensors.values())
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the head is the embedding matrix."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+
+def open_checkpoint(folder: Path, name: str) -> Checkpoint:
+    """Read the configuration and all safetensors headers of a model folder.
+
+    Args:
+        folder: A Hugging Face model folder.
+        name: Alias for errors and recipes.
+
+    Raises:
+        CheckpointError: If the folder, its configuration or its weights can't be read.
+    """
+    where = f"model '{name}' ({folder})"
+    config = read_config(folder, where)
+    specs = _read_headers(folder, where)
+    layout = find_layout(specs, config, where)
+    layers: dict[int | None, list[str]] = {None: []}
+    for tensor in specs:
+        layers.setdefault(layout.layer(tensor), []).append(tensor)
+    by_layer = {layer: tuple(names) for layer, names in layers.items()}
+    return Checkpoint(name, folder, config, specs, layout, by_layer)
+
+
+def digest(checkpoint: Checkpoint) -> str:
+    """sha256 over the configuration and every weight file, in file-name order.
+
+    Reading the files whole also brings them into the page cache, where the merge wants them.
+    """
+    seen = hashlib.sha256()
+    files = sorted({spec.file for spec in checkpoint.tensors.values()} | {"config.json"})
+    for file in files:
+        with (checkpoint.folder / file).open("rb") as handle:
+            seen.update(hashlib.file_digest(handle, "sha256").digest())
+    return seen.hexdigest()
+
+
+def read_config(folder: Path, where: str) -> dict[str, Any]:
+    """Parse `config.json`.
+
+    Raises:
+        CheckpointError: If the folder or the file is missing or is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"{where}: the folder {what}; give a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: config.json is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: config.json holds no JSON object")
+    return cast("dict[str, Any]", config)
+
+
+def _read_headers(folder: Path, where: str) -> dict[str, TensorSpec]:
+    specs: dict[str, TensorSpec] = {}
+    for file in _weight_files(folder, where):
+        specs |= _read_header(folder / file, where)
+    return dict(sorted(specs.items()))
+
+
+def _weight_files(folder: Path, where: str) -> tuple[str, ...]:
+    if (folder / INDEX).is_file():
+        try:
+            index = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{where}: {INDEX} is damaged; copy it again") from None
+        return tuple(sorted(set(index.values())))
+    if (folder / SINGLE).is_file():
+        return (SINGLE,)
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
+    hint = (
+        f"found {pickled[0]}, which is pickled and is never loaded; save the model again with "
+        "safe_serialization"
+        if pickled
+        else f"expected {SINGLE} or {INDEX}"
+    )
+    raise CheckpointError(f"{where}: no safetensors weights; {hint}")
+
+
+def _read_header(path: Path, where: str) -> dict[str, TensorSpec]:
+    if not path.is_file():
+        raise CheckpointError(f"{where}: {path.name} is named in {INDEX} but is missing")
+    try:
+        with safe_open(path, framework="pt") as handle:  # pyright: ignore[reportUnknownVariableType]
+            return {name: _spec(handle, name, path, where) for name in handle.keys()}  # noqa: SIM118  # pyright: ignore
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors raises a type of its own without a public name
+        raise CheckpointError(f"{where}: {path.name} is not readable: {error}") from None
+
+
+def _spec(handle: Any, name: str, path: Path, where: str) -> TensorSpec:
+    part = handle.get_slice(name)
+    if (dtype := DTYPES.get(part.get_dtype())) is None:
+        raise CheckpointError(
+            f"{where}: tensor '{name}' has dtype {part.get_dtype()}, which can't be merged; "
+            f"convert the model to one of {', '.join(DTYPES)}"
+        )
+    return TensorSpec(name, tuple(part.get_shape()), dtype, path.name)

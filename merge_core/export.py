@@ -1,0 +1,163 @@
+"""Write a merge as a model folder: tensor by tensor, bounded memory, all or nothing."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from merge_core.apply import run_step
+from merge_core.checkpoint import DTYPES, INDEX, SINGLE
+from merge_core.errors import MergeError
+from merge_core.geometry import Geometry
+from merge_core.parents import Parents
+from merge_core.plan import MergePlan, MergeStep
+
+SHARD_BYTES = 5_000_000_000
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+# What a model folder needs beside weights and configuration; anything else (cards, licences,
+# training state, code) speaks of the parent, not of the merge.
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "generation_config.json",
+    "chat_template*",
+)
+
+
+def write_model(
+    plan: MergePlan,
+    parents: Parents,
+    folder: Path,
+    *,
+    extra: dict[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Merge straight into safetensors files.
+
+    Memory stays at one output tensor and the mapped pages of its inputs. The arithmetic is that
+    of `apply`, so the file holds the bits that the search has seen.
+
+    Args:
+        plan: What to merge.
+        parents: The opened parents, on any device.
+        folder: Where to write; must not exist or be empty.
+        extra: Text files to put beside the model, by name.
+        progress: Called with each tensor's name.
+        shard_bytes: Largest size of a weight file.
+
+    Raises:
+        MergeError: If the folder is not empty; nothing is written then.
+    """
+    with new_folder(folder) as draft:
+        shards = list(_shards(plan.steps, shard_bytes))
+        geometry = Geometry(parents)
+        for number, steps in enumerate(shards, 1):
+            _write_shard(draft / _shard_name(number, len(shards)), steps, geometry, progress)
+        if len(shards) > 1:
+            _write_index(draft, shards)
+        (draft / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
+        _copy_companions(parents.checkpoints[plan.donor].folder, draft)
+        for name, text in (extra or {}).items():
+            (draft / name).write_text(text, "utf-8")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Generator[Path]:
+    """A draft folder that gets its name only when the block ends well.
+
+    Raises:
+        MergeError: If the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MergeError(f"{folder} is not empty; give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        draft.chmod(0o755)
+        yield draft
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _shards(steps: tuple[MergeStep, ...], limit: int) -> Iterator[list[MergeStep]]:
+    shard: list[MergeStep] = []
+    size = 0
+    for step in steps:
+        if shard and size + _bytes(step) > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(step)
+        size += _bytes(step)
+    yield shard
+
+
+def _bytes(step: MergeStep) -> int:
+    return torch.Size(step.shape).numel() * step.dtype.itemsize
+
+
+def _shard_name(number: int, count: int) -> str:
+    return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _write_shard(
+    path: Path,
+    steps: list[MergeStep],
+    geometry: Geometry,
+    progress: Callable[[str], None] | None,
+) -> None:
+    """The safetensors format: 8 bytes of header length, a JSON header, the tensors in its order."""
+    with path.open("wb") as file:
+        _write_header(file, steps)
+        for step in steps:
+            out = torch.empty(step.shape, dtype=step.dtype, device=geometry.parents.device)
+            run_step(step, geometry, out)
+            file.write(out.cpu().reshape(-1).view(torch.uint8).numpy().data)
+            geometry.parents.forget()
+            if progress:
+                progress(step.out)
+
+
+def _write_header(file: BinaryIO, steps: list[MergeStep]) -> None:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for step in steps:
+        entries[step.out] = {
+            "dtype": _CODES[step.dtype],
+            "shape": list(step.shape),
+            "data_offsets": [at, at + _bytes(step)],
+        }
+        at += _bytes(step)
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+
+
+def _write_index(folder: Path, shards: list[list[MergeStep]]) -> None:
+    files = {
+        step.out: _shard_name(number, len(shards))
+        for number, steps in enumerate(shards, 1)
+        for step in steps
+    }
+    total = sum(_bytes(step) for steps in shards for step in steps)
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    for pattern in _COMPANIONS:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)

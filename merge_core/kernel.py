@@ -1,0 +1,76 @@
+"""The two passes that execute every combination: in pieces, in float32, rounded once at the end."""
+
+import torch
+
+from merge_core.combination import Combination, Linear, TaskVectors
+from merge_core.geometry import TensorGroup, spans, widen
+from merge_core.masks import kept
+
+
+def execute(combination: Combination, group: TensorGroup, out: torch.Tensor) -> None:
+    """Write one merged tensor.
+
+    Args:
+        combination: What the method decided.
+        group: The inputs.
+        out: Contiguous tensor of the inputs' shape, any floating dtype; overwritten.
+    """
+    flat = out.view(-1)
+    inputs = [group.geometry.flat(ref) for ref in group.inputs]
+    base = group.geometry.flat(group.base) if group.base else None
+    for start, end in spans(flat):
+        parts = [source[start:end] for source in inputs]
+        match combination:
+            case Linear():
+                merged = _linear(combination, parts, group.dtype)
+            case TaskVectors():
+                assert base is not None  # the method asked for it; planned so
+                root = widen(base[start:end], group.dtype)
+                merged = _task_vectors(combination, parts, root, start, group.dtype)
+        flat[start:end].copy_(merged)
+
+
+def _linear(
+    combination: Linear, parts: list[torch.Tensor], dtype: torch.dtype | None
+) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    for coefficient, part in zip(combination.coefficients, parts, strict=True):
+        if coefficient == 0:
+            continue  # 0 * inf, and the sign of zero: a one-hot merge is that parent, bit for bit
+        values = widen(part, dtype)
+        total = values * coefficient if total is None else total.add_(values, alpha=coefficient)
+    return torch.zeros_like(parts[0], dtype=torch.float32) if total is None else total
+
+
+def _task_vectors(
+    combination: TaskVectors,
+    parts: list[torch.Tensor],
+    base: torch.Tensor,
+    start: int,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    deltas = torch.empty(len(parts), base.numel(), dtype=torch.float32, device=base.device)
+    for row, part, factor, selection in zip(
+        deltas, parts, combination.factors, combination.selections, strict=True
+    ):
+        torch.sub(widen(part, dtype), base, out=row)
+        if (mask := kept(selection, row, start)) is not None:
+            row.mul_(mask)
+        row.mul_(factor)
+    return base + combination.scale * _consensus(combination, deltas)
+
+
+def _consensus(combination: TaskVectors, deltas: torch.Tensor) -> torch.Tensor:
+    """Sum over parents; with consensus only of elements that have the sum's sign (0 votes +)."""
+    if not combination.consensus:
+        weight = sum(combination.weights)
+        divisor = weight if combination.normalize and abs(weight) >= 1e-8 else 1.0
+        return deltas.sum(0) / divisor
+    sign = torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
+    agrees = deltas.sign() == sign
+    mixed = (deltas * agrees).sum(0)
+    if combination.normalize:
+        weights = torch.tensor(combination.weights, dtype=torch.float32, device=deltas.device)
+        divisor = (agrees * weights[:, None]).sum(0)
+        mixed /= torch.where(divisor == 0, 1.0, divisor)
+    return mixed

@@ -1,0 +1,46 @@
+"""DARE: drop and rescale at random, then sum (arXiv:2311.03099; mergekit 0.1.5 `dare_linear`)."""
+
+from typing import Annotated
+
+from merge_core.combination import TaskVectors
+from merge_core.geometry import TensorGroup
+from merge_core.registry import Base, Default, PerParent, Range, merge_method
+from merge_core.task_vectors import task_vectors
+
+
+@merge_method(title="DARE linear", reference="https://arxiv.org/abs/2311.03099", base=Base.REQUIRED)
+def dare_linear(
+    group: TensorGroup,
+    *,
+    weight: Annotated[PerParent, Range(0.0, 1.5)],
+    density: Annotated[PerParent, Range(0.05, 1.0), Default(1.0)],
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: Annotated[float, Range(0.1, 2.0)] = 1.0,
+    int8_mask: bool = False,  # noqa: ARG001
+) -> TaskVectors:
+    """Keep each element of a task vector with probability `density`, then sum.
+
+    The masks are counter-based: the same seed gives the same mask on every machine, nested in
+    density. mergekit draws its own, so it reproduces such a merge in distribution only. As in
+    mergekit, `rescale` matches L1 norms; the paper divides by the density.
+
+    Args:
+        group: The parents' tensors and their base.
+        weight: Factor of each task vector, `(parents,)`.
+        density: Probability that an element is kept, `(parents,)`.
+        normalize: Divide by the weights that took part.
+        rescale: Restore the L1 norm that dropping took.
+        lambda_: Factor of the merged task vector.
+        int8_mask: Read for mergekit's sake; it changes mergekit's memory use and no value.
+    """
+    selections = [group.random(parent, share) for parent, share in enumerate(density)]
+    return task_vectors(
+        group,
+        weight,
+        selections,
+        consensus=False,
+        normalize=normalize,
+        rescale=rescale,
+        scale=lambda_,
+    )

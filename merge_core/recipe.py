@@ -1,0 +1,321 @@
+"""The recipe: what a person could write by hand, in mergekit's dictionary form, frozen.
+
+Reads and writes the `models` and `slices` forms of mergekit 0.1.5. Unknown keys are errors.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from merge_core.errors import RecipeError
+
+Scalar = bool | int | float | str
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+_RECIPE_KEYS = (
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "parameters",
+    "dtype",
+    "out_dtype",
+)
+_LATER_KEYS = ("modules", "tokenizer_source", "tokenizer", "chat_template")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value of a parameter, for the tensors whose name contains `filter` (None: for all).
+
+    A tuple is a gradient over depth: numbers are interpolated, booleans and strings are picked.
+    """
+
+    filter: str | None
+    value: Scalar | tuple[Scalar, ...]
+
+
+Parameters = tuple[tuple[str, tuple[Setting, ...]], ...]
+"""Settings by parameter name, sorted by name; the first setting that matches a tensor wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One parent in a slice. `layers` is the half-open range it gives, or None for all."""
+
+    model: str
+    layers: tuple[int, int] | None = None
+    parameters: Parameters = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A run of output layers, merged from the same number of layers of each source."""
+
+    sources: tuple[Source, ...]
+    base: str | None = None
+    parameters: Parameters = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole merge: method, parents, parameters.
+
+    Attributes:
+        method: Name of the merge method.
+        slices: Output layers from bottom to top; one slice of all layers for `models` recipes.
+        base: Alias of the base model.
+        parameters: Settings that hold unless a slice or source says otherwise.
+        dtype: Inputs are rounded to it before any arithmetic.
+        out_dtype: What is stored; default `dtype`, else the inputs' own.
+    """
+
+    method: str
+    slices: tuple[Slice, ...]
+    base: str | None = None
+    parameters: Parameters = ()
+    dtype: str | None = None
+    out_dtype: str | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Aliases of all parents in order of appearance, the base last if it is not listed."""
+        listed = [source.model for part in self.slices for source in part.sources]
+        bases = [part.base for part in self.slices if part.base] + (
+            [self.base] if self.base else []
+        )
+        return tuple(dict.fromkeys(listed + bases))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON: equal for recipes that are written differently only."""
+        text = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def renamed(self, names: Mapping[str, str]) -> "Recipe":
+        """The same recipe with other aliases or paths for its parents."""
+        slices = tuple(
+            Slice(
+                tuple(
+                    Source(names.get(s.model, s.model), s.layers, s.parameters)
+                    for s in part.sources
+                ),
+                names.get(part.base, part.base) if part.base else None,
+                part.parameters,
+            )
+            for part in self.slices
+        )
+        base = names.get(self.base, self.base) if self.base else None
+        return Recipe(self.method, slices, base, self.parameters, self.dtype, self.out_dtype)
+
+
+def from_dict(data: Mapping[str, Any]) -> Recipe:
+    """Read a recipe in mergekit's dictionary form.
+
+    Raises:
+        RecipeError: For an unknown or missing key or a value of the wrong kind.
+    """
+    _check_keys(data, _RECIPE_KEYS, "recipe")
+    method = data.get("merge_method")
+    if not isinstance(method, str):
+        raise RecipeError("recipe: merge_method is missing; name one, such as 'linear'")
+    if ("models" in data) == ("slices" in data):
+        raise RecipeError("recipe: give exactly one of 'models' and 'slices'")
+    slices = (
+        (Slice(_sources(data["models"], "models", ranged=False)),)
+        if "models" in data
+        else _slices(data["slices"])
+    )
+    return Recipe(
+        method,
+        slices,
+        _text(data, "base_model", "recipe"),
+        read_parameters(data.get("parameters"), "parameters"),
+        _dtype(data, "dtype"),
+        _dtype(data, "out_dtype"),
+    )
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Write a recipe in mergekit's dictionary form; the inverse of `from_dict`."""
+    whole = len(recipe.slices) == 1 and all(s.layers is None for s in recipe.slices[0].sources)
+    body: dict[str, Any] = (
+        {"models": [_source_dict(source) for source in recipe.slices[0].sources]}
+        if whole and recipe.slices[0].base is None and not recipe.slices[0].parameters
+        else {"slices": [_slice_dict(part) for part in recipe.slices]}
+    )
+    head = {"merge_method": recipe.method, "base_model": recipe.base}
+    tail = {
+        "parameters": _parameters_dict(recipe.parameters),
+        "dtype": recipe.dtype,
+        "out_dtype": recipe.out_dtype,
+    }
+    return {key: value for key, value in (head | body | tail).items() if value}
+
+
+def read_parameters(data: object, where: str) -> Parameters:
+    """Read a `parameters` mapping: scalars, gradients, `{value, filter}` and lists of those.
+
+    Raises:
+        RecipeError: If it is none of these.
+    """
+    if data is None:
+        return ()
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: expected a mapping of parameter names, got {data!r}")
+    items = cast("Mapping[str, object]", data).items()
+    return tuple(sorted((str(name), _settings(value, f"{where}.{name}")) for name, value in items))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: the closest known one, or all of them."""
+    known = tuple(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _settings(value: object, where: str) -> tuple[Setting, ...]:
+    if isinstance(value, list):
+        entries = cast("list[object]", value)
+        if not entries:
+            raise RecipeError(f"{where}: an empty list gives no value")
+        if all(isinstance(entry, Mapping) for entry in entries):
+            return tuple(_setting(entry, where) for entry in entries)
+        return (Setting(None, tuple(_scalar(entry, where) for entry in entries)),)
+    if isinstance(value, Mapping):
+        return (_setting(cast("object", value), where),)
+    return (Setting(None, _scalar(value, where)),)
+
+
+def _setting(data: object, where: str) -> Setting:
+    entry = cast("Mapping[str, object]", data)
+    _check_keys(entry, ("value", "filter"), where)
+    if "value" not in entry:
+        raise RecipeError(f"{where}: a filtered entry needs a 'value'")
+    value, name = entry["value"], entry.get("filter")
+    read = (
+        tuple(_scalar(v, where) for v in cast("list[object]", value))
+        if isinstance(value, list)
+        else _scalar(value, where)
+    )
+    return Setting(None if name in (None, "*") else str(name), read)
+
+
+def _scalar(value: object, where: str) -> Scalar:
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        try:  # YAML reads 1e-5 as a string
+            return float(value)
+        except ValueError:
+            return value
+    raise RecipeError(f"{where}: expected a number, a boolean or a word, got {value!r}")
+
+
+def _slices(data: object) -> tuple[Slice, ...]:
+    if not isinstance(data, list) or not data:
+        raise RecipeError("slices: expected a list of slices")
+    return tuple(_slice(part, f"slices[{i}]") for i, part in enumerate(cast("list[object]", data)))
+
+
+def _slice(data: object, where: str) -> Slice:
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: expected a mapping with 'sources'")
+    part = cast("Mapping[str, Any]", data)
+    _check_keys(part, ("sources", "base_model", "parameters"), where)
+    return Slice(
+        _sources(part.get("sources"), f"{where}.sources", ranged=True),
+        _text(part, "base_model", where),
+        read_parameters(part.get("parameters"), f"{where}.parameters"),
+    )
+
+
+def _sources(data: object, where: str, *, ranged: bool) -> tuple[Source, ...]:
+    if not isinstance(data, list) or not data:
+        raise RecipeError(f"{where}: expected a list of models")
+    entries = cast("list[object]", data)
+    return tuple(_source(entry, f"{where}[{i}]", ranged) for i, entry in enumerate(entries))
+
+
+def _source(data: object, where: str, ranged: bool) -> Source:
+    if isinstance(data, str):
+        data = {"model": data}
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: expected a mapping with 'model'")
+    entry = cast("Mapping[str, Any]", data)
+    _check_keys(entry, ("model", "parameters", *(("layer_range",) if ranged else ())), where)
+    model = _text(entry, "model", where)
+    if model is None:
+        raise RecipeError(f"{where}: 'model' is missing")
+    layers = _layer_range(entry.get("layer_range"), where) if ranged else None
+    return Source(model, layers, read_parameters(entry.get("parameters"), f"{where}.parameters"))
+
+
+def _layer_range(value: object, where: str) -> tuple[int, int]:
+    pair = cast("list[object]", value) if isinstance(value, list) else []
+    match pair:
+        case [int(start), int(end)] if 0 <= start < end:
+            return (start, end)
+        case _:
+            raise RecipeError(
+                f"{where}.layer_range: expected [first, end) with 0 <= first < end, got {value!r}"
+            )
+
+
+def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = data.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise RecipeError(f"{where}.{key}: expected a name, got {value!r}")
+
+
+def _dtype(data: Mapping[str, Any], key: str) -> str | None:
+    value = _text(data, key, "recipe")
+    if value is not None and value not in DTYPE_NAMES:
+        raise RecipeError(f"recipe.{key}: '{value}' is no dtype; known: {', '.join(DTYPE_NAMES)}")
+    return value
+
+
+def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in data:
+        if key in _LATER_KEYS and where == "recipe":
+            raise RecipeError(f"{where}: '{key}' can't be merged yet; leave it out")
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
+
+
+def _source_dict(source: Source) -> dict[str, Any]:
+    entry: dict[str, Any] = {"model": source.model}
+    if source.layers is not None:
+        entry["layer_range"] = list(source.layers)
+    if source.parameters:
+        entry["parameters"] = _parameters_dict(source.parameters)
+    return entry
+
+
+def _slice_dict(part: Slice) -> dict[str, Any]:
+    entry: dict[str, Any] = {"sources": [_source_dict(source) for source in part.sources]}
+    if part.base:
+        entry["base_model"] = part.base
+    if part.parameters:
+        entry["parameters"] = _parameters_dict(part.parameters)
+    return entry
+
+
+def _parameters_dict(parameters: Parameters) -> dict[str, Any]:
+    return {name: _settings_list(settings) for name, settings in parameters}
+
+
+def _settings_list(settings: tuple[Setting, ...]) -> Any:
+    if len(settings) == 1 and settings[0].filter is None:
+        return _plain(settings[0].value)
+    return [
+        {"value": _plain(s.value)} | ({} if s.filter is None else {"filter": s.filter})
+        for s in settings
+    ]
+
+
+def _plain(value: Scalar | tuple[Scalar, ...]) -> Any:
+    return list(value) if isinstance(value, tuple) else value

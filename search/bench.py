@@ -1,0 +1,245 @@
+"""A study made ready: every check done, the parents open, the model resident, the items built."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evals.errors import EvaluationError
+from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
+from evals.items import Counts, Role
+from evals.resident import build_resident
+from merge_core.apply import Workbench
+from merge_core.checkpoint import Checkpoint, digest
+from merge_core.errors import MergeError
+from merge_core.parents import Parents
+from merge_core.plan import MergePlan, compile_plan
+from merge_core.recipe import DTYPE_NAMES, Recipe
+from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
+from search.errors import StudyError
+from search.holes import build_space
+from search.models import open_models
+from search.samplers import choose_sampler, refusal
+from search.space import SearchSpace, tensor_groups
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedStudy:
+    """A study file without mistakes; no model has been built yet.
+
+    Attributes:
+        config: The file.
+        folder: The folder that its paths are relative to.
+        space: What is searched.
+        checkpoints: The opened parents by alias.
+        tasks: The opened benchmarks.
+        dtype: Of the resident model and of what is written.
+        device: Where it runs.
+    """
+
+    config: StudyConfig
+    folder: Path
+    space: SearchSpace
+    checkpoints: Mapping[str, Checkpoint]
+    tasks: tuple[OpenTask, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def storage(self) -> str:
+        """Folder or URL of the storage."""
+        return self.config.storage or f"runs/{self.config.name}"
+
+    @property
+    def sampler(self) -> tuple[str, str]:
+        """The sampler's word and why it was chosen."""
+        search = self.config.search
+        return choose_sampler(search.sampler, self.space, search.trials)
+
+    def plan(self, recipe: Recipe) -> MergePlan:
+        """The plan of a recipe in the study's dtype: float32 arithmetic, rounded once at the end.
+
+        Raises:
+            RecipeError: If the recipe doesn't fit the parents.
+        """
+        return compile_plan(self.exact(recipe), self.checkpoints, self.config.search.seed)
+
+    def exact(self, recipe: Recipe) -> Recipe:
+        """The recipe with the dtypes that make mergekit compute what we do."""
+        name = str(self.dtype).removeprefix("torch.")
+        return Recipe(
+            recipe.method,
+            recipe.slices,
+            recipe.base,
+            recipe.parameters,
+            recipe.dtype or "float32",
+            recipe.out_dtype or name,
+        )
+
+
+@dataclass(slots=True)
+class Bench:
+    """Everything that scoring a candidate needs, built once.
+
+    Attributes:
+        study: The checked study.
+        workbench: Parents and live tensors.
+        harness: Scores the live model.
+    """
+
+    study: CheckedStudy
+    workbench: Workbench
+    harness: Harness
+
+
+def check_study(path: Path) -> CheckedStudy:
+    """Read a study file and check all of it before anything is spent.
+
+    Raises:
+        StudyError: With every mistake, each with its YAML path.
+    """
+    data = read_yaml(path)
+    folder = path.resolve().parent
+    mistakes: list[str] = []
+    config = parse(data, mistakes)
+    if config is None:
+        _check_recipe_alone(data, mistakes)
+        raise StudyError(mistakes, str(path))
+    space = build_space(config.recipe, config.models, mistakes)
+    checkpoints = open_models(config.models, folder, mistakes)
+    tasks = _open_tasks(config, folder, mistakes)
+    device = _device(config.device, mistakes)
+    if not mistakes:
+        mistakes += _misfits(config, space, checkpoints)
+    if mistakes:
+        raise StudyError(mistakes, str(path))
+    dtype = _dtype(config.dtype, space, checkpoints)
+    return CheckedStudy(config, folder, space, checkpoints, tasks, dtype, device)
+
+
+def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
+    """Build the resident model and the items of the given roles.
+
+    Raises:
+        StudyError: If the model can't be built.
+    """
+    plan = study.plan(study.space.decode(study.space.starts()[0]))
+    donor = study.checkpoints[plan.donor].folder
+    names = [step.out for step in plan.steps]
+    evaluation = study.config.evaluation
+    settings = Settings(
+        evaluation.batch_size,
+        evaluation.max_length,
+        evaluation.chat_template,
+        evaluation.system_instruction,
+    )
+    try:
+        resident = build_resident(plan.config, donor, names, study.dtype, study.device)
+        harness = Harness(resident, study.tasks, roles, settings, study.config.items.seed)
+    except EvaluationError as error:
+        raise StudyError([str(error)]) from None
+    parents = Parents(study.checkpoints, study.device)
+    return Bench(study, Workbench(parents, resident.slots), harness)
+
+
+def protocol(bench: Bench) -> dict[str, Any]:
+    """Everything that makes two trials comparable; a study is resumed only under the same."""
+    study, config = bench.study, bench.study.config
+    word, _ = study.sampler
+    return {
+        "space": study.space.describe(),
+        "recipe": _plain(study.space.template),
+        "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
+        "objectives": [objective.model_dump() for objective in config.objectives],
+        "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
+        "items": config.items.model_dump(),
+        "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
+        "sampler": {"word": word, "seed": config.search.seed},
+        "dtype": str(study.dtype).removeprefix("torch."),
+        "lm_eval": version("lm_eval"),
+    }
+
+
+def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:
+    """Name the recipe's mistakes too where the rest of the file couldn't be read."""
+    recipe, models = data.get("recipe"), data.get("models")
+    if isinstance(recipe, dict) and isinstance(models, dict):
+        build_space(recipe, models, mistakes)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple[OpenTask, ...]:
+    include = [folder / path for path in config.evaluation.tasks]
+    for i, path in enumerate(include):
+        if not path.is_dir():
+            mistakes.append(f"evaluation.tasks[{i}]: {path} is no folder")
+    items = config.items
+    counts = Counts(None if items.search == "rest" else items.search, items.select, items.holdout)
+    requests = [_request(objective, folder) for objective in config.objectives]
+    return open_tasks(
+        requests,
+        counts,
+        items.seed,
+        [path for path in include if path.is_dir()],
+        lambda at, text: mistakes.append(f"objectives[{at}]: {text}"),
+    )
+
+
+def _request(objective: ObjectiveConfig, folder: Path) -> TaskRequest:
+    local = folder / objective.task
+    name = str(local) if local.is_file() else objective.task
+    higher = None if objective.direction is None else objective.direction == "maximize"
+    shots = objective.num_fewshot
+    return TaskRequest(name, objective.metric, shots, higher, objective.weight)
+
+
+def _misfits(
+    config: StudyConfig, space: SearchSpace, checkpoints: Mapping[str, Checkpoint]
+) -> list[str]:
+    """What only shows when everything is open: plans, groups that match nothing, samplers."""
+    mistakes: list[str] = []
+    tensors = [name for parent in checkpoints.values() for name in parent.tensors]
+    for group in dict.fromkeys(tensor_groups(space)):
+        if not any(group in name for name in tensors):
+            mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
+    for start in {space.method(values): values for values in space.starts()}.values():
+        try:
+            compile_plan(space.decode(start), checkpoints)
+        except MergeError as error:
+            mistakes.append(f"recipe ({space.method(start)}): {error}")
+    if reason := refusal(config.search.sampler, space):
+        mistakes.append(reason)
+    return mistakes
+
+
+def _device(word: str, mistakes: list[str]) -> torch.device:
+    available = torch.cuda.is_available()
+    if word == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if word.startswith("cuda") and not available:
+        mistakes.append(f"device: '{word}' is asked for, but this machine has no CUDA device")
+        return torch.device("cpu")
+    return torch.device(word)
+
+
+def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint]) -> torch.dtype:
+    if word != "auto":
+        return getattr(torch, word)
+    stated = space.template.get("out_dtype") or space.template.get("dtype")
+    if stated in DTYPE_NAMES:
+        return getattr(torch, str(stated))
+    first = next(iter(checkpoints.values()))
+    return max(first.tensors.values(), key=lambda spec: spec.numel).dtype
+
+
+def _plain(node: Any) -> Any:
+    """A template as JSON: holes are described by the space."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}  # pyright: ignore
+    if isinstance(node, list):
+        return [_plain(value) for value in node]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(node, str | int | float | bool) or node is None:
+        return node
+    return [d.name for d in node.dimensions]

@@ -1,0 +1,189 @@
+"""The command `outcross`.
+
+Exit codes: 0 done, 1 an unexpected error, 2 a mistake in what was given, 3 nothing could be
+scored or there is nothing to compare yet, 130 interrupted.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="outcross",
+    help="Search for the best merge of fine-tuned language models, and know that it is better.",
+    epilog="Start with: outcross quickstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+StudyFile = Annotated[
+    Path, typer.Argument(metavar="STUDY.YAML", help="The study file.", show_default=False)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="More detail; tracebacks of unexpected errors.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the final line, for scripts.")]
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Where to work; a second time goes on from there.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search and of the item split.")] = 0,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Another budget than the study's.", show_default=False)
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier results first.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole product on tiny real models, in minutes and without a network.
+
+    Trains a base model and experts that are fine-tuned from it (once; they are cached), searches
+    for the best merge of them, compares the winner with every parent and the plain average on
+    items that the search never saw, and writes it as a model folder with its recipe.
+    """
+    _prepare(verbose)
+    from search.quickstart import run_quickstart
+
+    name = "outcross-quickstart" + (f"-{seed}" if seed else "")
+    target = folder or Path(name)
+    if run_quickstart(target, _console(quiet), seed, trials, fresh, quiet, verbose) is None:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def run(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Search for the best merge. The same command again goes on where it stopped.
+
+    Everything is checked before the first trial. Ctrl-C finishes the running trial and stops;
+    a second one drops it, and it is tried again next time. No finished trial is ever lost, not
+    even by kill -9.
+    """
+    _prepare(verbose)
+    from search.commands import run_study
+
+    finalists = run_study(study, _console(quiet), quiet=quiet, verbose=verbose)
+    if finalists is None:
+        _say(f"Stopped. Go on with: outcross run {study}", quiet)
+        raise typer.Exit(INTERRUPTED)
+    best = finalists[0]
+    if quiet:
+        print(f"winner\t{best.record.number}\t{best.pooled:.6f}")
+    _say(f"The winner is trial {best.record.number}. Next: outcross compare {study}", quiet)
+
+
+@app.command()
+def compare(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Compare the winner with every parent and the plain average on the sealed holdout.
+
+    Gains are paired, item by item, with 95% intervals and p-values that account for the number
+    of comparisons. The holdout is read once for each winner, and every reading is counted.
+    """
+    _prepare(verbose)
+    from search.commands import compare_study
+
+    claim = compare_study(study, _console(quiet), quiet=quiet)
+    if quiet:
+        for c in claim.comparisons:
+            gain = f"{c.gain.value:.6f}\t{c.gain.low:.6f}\t{c.gain.high:.6f}"
+            print(f"{c.reference}\t{gain}\t{c.p:.6g}\t{c.verdict}")
+    _say(f"Write it with: outcross export {study} out/", quiet)
+
+
+@app.command()
+def export(
+    study: StudyFile,
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the winner as a model folder that transformers loads, with its recipe and a card.
+
+    The weights are merged straight from the parents with the search's own arithmetic, so the
+    files hold what was scored, bit for bit. recipe.yaml is a mergekit recipe.
+    """
+    _prepare(verbose)
+    from search.commands import export_study
+
+    export_study(study, out, _console(quiet))
+
+
+@app.command()
+def merge(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.YAML", help="A mergekit recipe.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Argument(help="A new folder.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random masks of DARE.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")
+    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge a recipe, without any search: streamed, in bounded memory, all or nothing."""
+    _prepare(verbose)
+    from search.commands import merge_recipe
+
+    console = _console(quiet)
+    merge_recipe(recipe, out, console, seed=seed, device=device, dry_run=dry_run)
+
+
+def main() -> None:
+    """Run the command; every expected error is one message and an exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing that was finished is lost", INTERRUPTED)
+    except Exception as error:  # the last line of defence: the user gets a sentence
+        code = _exit_code(error)
+        if code == 1 and {"-v", "--verbose"} & set(sys.argv):
+            raise
+        hint = "" if code > 1 else f" ({type(error).__name__}; run again with -v for the traceback)"
+        _fail(f"{error}{hint}", code)
+
+
+def _exit_code(error: Exception) -> int:
+    from evals.errors import EvaluationError
+    from merge_core.errors import MergeError
+    from search.errors import NothingFound, StudyError
+
+    if isinstance(error, StudyError | MergeError | EvaluationError):
+        return 2
+    return 3 if isinstance(error, NothingFound) else 1
+
+
+def _prepare(verbose: bool) -> None:
+    from evals.quiet import quiet
+    from search.clash import refuse_clashes
+
+    refuse_clashes()
+    quiet(verbose)
+
+
+def _console(quiet: bool) -> Console:
+    """Where tables and progress go; a pipe gets plain text as wide as it needs."""
+    if quiet:
+        return Console(file=open(os.devnull, "w", encoding="utf-8"))
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"outcross: {text}", file=sys.stderr)
+    raise SystemExit(code)

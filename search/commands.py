@@ -1,0 +1,134 @@
+"""What each command does, apart from parsing its arguments."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from evals.items import Role
+from merge_core.checkpoint import open_checkpoint
+from merge_core.errors import MergeError
+from merge_core.export import write_model
+from merge_core.parents import Parents
+from merge_core.plan import compile_plan, describe
+from merge_core.recipe import from_dict
+from search.bench import CheckedStudy, build_bench, check_study
+from search.config import read_yaml
+from search.errors import NothingFound, StudyError
+from search.finals import Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.models import locate
+from search.progress import watch
+from search.record import finished
+from search.study import keep_protocol, open_study, run_search, stop_on_interrupt
+from search.tables import print_claim, print_finalists
+from search.writing import RECIPE, export_winner, summary
+
+
+def run_study(
+    path: Path, console: Console, *, quiet: bool = False, verbose: bool = False
+) -> tuple[Finalist, ...] | None:
+    """Search, or go on searching; then choose the winner.
+
+    Returns:
+        The finalists, the winner first, or None if it was interrupted before the budget was spent.
+    """
+    checked = check_study(path)
+    _announce(checked, console)
+    bench = build_bench(checked, (Role.SEARCH, Role.SELECT))
+    trials = checked.config.search.trials
+    with open_study(checked) as study:
+        keep_protocol(study, bench)
+        with (
+            stop_on_interrupt() as stop,
+            watch(console, trials, len(finished(study)), quiet=quiet, verbose=verbose) as watcher,
+        ):
+            run_search(study, bench, watcher, stop)
+        if stop.asked:
+            return None
+        finalists = select_winner(study, bench)
+    if not quiet:
+        print_finalists(console, finalists)
+    return finalists
+
+
+def compare_study(path: Path, console: Console, *, quiet: bool = False) -> Claim:
+    """Compare the winner with parents and plain average on the holdout."""
+    checked = check_study(path)
+    _require_storage(checked)
+    bench = build_bench(checked, (Role.SEARCH, Role.HOLDOUT))
+    with open_study(checked) as study:
+        keep_protocol(study, bench)
+        found = claim(study, bench)
+    if not quiet:
+        print_claim(console, found)
+    return found
+
+
+def export_study(path: Path, folder: Path, console: Console) -> None:
+    """Write the winner as a model folder."""
+    checked = check_study(path)
+    _require_storage(checked)
+    with open_study(checked) as study:
+        best = winner(study)
+        found = stored_claim(study, best.number)
+    export_winner(checked, best.recipe, found, folder)
+    console.print(f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False)
+
+
+def merge_recipe(
+    path: Path, folder: Path | None, console: Console, *, seed: int, device: str, dry_run: bool
+) -> None:
+    """Merge a recipe whose models are paths or hub ids.
+
+    Args:
+        path: A mergekit recipe.
+        folder: Where to write; not needed for a dry run.
+        console: For messages.
+        seed: Of random masks.
+        device: `cpu`, `cuda` or `auto`.
+        dry_run: Only say what would be done.
+    """
+    import torch
+
+    text = path.read_text("utf-8") if path.is_file() else ""
+    try:
+        recipe = from_dict(read_yaml(path))
+        opened = {name: open_checkpoint(locate(name, Path()), name) for name in recipe.models}
+        plan = compile_plan(recipe, opened, seed)
+    except MergeError as error:
+        raise StudyError([str(error)], str(path)) from None
+    console.print(summary(plan, {name: parent.bytes for name, parent in opened.items()}))
+    if dry_run:
+        console.print(describe(plan), soft_wrap=True, highlight=False, markup=False)
+        return
+    if folder is None:
+        raise StudyError(["give the folder to write to, or --dry-run"], "outcross merge")
+    word = "cuda" if device == "auto" and torch.cuda.is_available() else device
+    target = torch.device("cpu" if word == "auto" else word)
+    write_model(plan, Parents(opened, target), folder, extra={RECIPE: text})
+    console.print(f"Wrote {folder}.", highlight=False)
+
+
+def drop_results(folder: Path) -> None:
+    """Remove what a study's runs left beside its file, not its models or tasks."""
+    for name in ("runs", "winner"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _announce(checked: CheckedStudy, console: Console) -> None:
+    word, reason = checked.sampler
+    space = checked.space
+    items = checked.config.items
+    console.print(
+        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
+        f"{', '.join(space.methods)}; sampler {word} ({reason}); "
+        f"{len(checked.tasks)} benchmarks with {items.search} search items each; "
+        f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _require_storage(checked: CheckedStudy) -> None:
+    if "://" not in checked.storage and not (checked.folder / checked.storage).is_dir():
+        raise NothingFound(f"study '{checked.config.name}' has not been run yet; run it first")

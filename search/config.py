@@ -1,0 +1,151 @@
+"""The study file: read, checked, every mistake named with its place."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from merge_core.recipe import nearest
+from search.errors import StudyError
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ObjectiveConfig(_Section):
+    """A benchmark that the search shall do well on."""
+
+    task: Name
+    metric: Name | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    direction: Literal["maximize", "minimize"] | None = None
+
+
+class ItemsConfig(_Section):
+    """How many items of each benchmark play which role."""
+
+    search: Positive | Literal["rest"] = 200
+    select: Positive = 200
+    holdout: Positive = 400
+    seed: int = 0
+
+
+class SearchConfig(_Section):
+    """How to search."""
+
+    sampler: Literal["auto", "tpe", "cmaes", "gp", "qmc", "random"] = "auto"
+    trials: Positive = 100
+    finalists: Positive = 8
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EvaluationConfig(_Section):
+    """How to score."""
+
+    tasks: tuple[str, ...] = Field(default=(), strict=False)
+    batch_size: Positive = 32
+    max_length: Positive | None = None
+    chat_template: bool = False
+    system_instruction: str | None = None
+
+
+class StudyConfig(_Section):
+    """A whole study file. Paths are relative to the file's folder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    models: Annotated[dict[str, Name], Field(min_length=1)]
+    recipe: dict[str, Any]
+    objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1, strict=False)]
+    items: ItemsConfig = ItemsConfig()
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    storage: str | None = None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        StudyError: If it can't be read; names the line.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise StudyError(["there is no such file"], str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError([f"can't be read: {error}"], str(path)) from None
+    except yaml.YAMLError as error:
+        raise StudyError([f"is not valid YAML: {_yaml_place(error)}"], str(path)) from None
+    if not isinstance(data, dict):
+        raise StudyError(["expected a mapping of keys at the top"], str(path))
+    return cast("dict[str, Any]", data)
+
+
+def parse(data: Mapping[str, Any], mistakes: list[str]) -> StudyConfig | None:
+    """Check the shape of a study file; adds what is wrong to `mistakes`.
+
+    Returns:
+        The study, or None if it could not be read.
+    """
+    try:
+        config = StudyConfig.model_validate(dict(data))
+    except ValidationError as error:
+        mistakes += [_explain(detail) for detail in error.errors()]
+        return None
+    seen: set[tuple[str, str | None]] = set()
+    for i, objective in enumerate(config.objectives):
+        if (objective.task, None) in seen:
+            mistakes.append(f"objectives[{i}].task: '{objective.task}' is listed twice")
+        seen.add((objective.task, None))
+    return config
+
+
+def _explain(detail: ErrorDetails) -> str:
+    place = _place(detail["loc"])
+    given = detail.get("input")
+    match detail["type"]:
+        case "extra_forbidden":
+            *parents, key = detail["loc"]
+            known = _known_keys(parents)
+            return f"{place}: unknown key; {nearest(str(key), known)}"
+        case "missing":
+            return f"{place}: is missing"
+        case "string_pattern_mismatch":
+            return f"{place}: {given!r} has a form that is not allowed"
+        case _:
+            return f"{place}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {given!r}"
+
+
+def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
+    sections: dict[str, type[BaseModel]] = {
+        "objectives": ObjectiveConfig,
+        "items": ItemsConfig,
+        "search": SearchConfig,
+        "evaluation": EvaluationConfig,
+    }
+    section = sections.get(str(parents[0]), StudyConfig) if parents else StudyConfig
+    return tuple(section.model_fields)
+
+
+def _place(parts: tuple[int | str, ...]) -> str:
+    """The YAML path of a mistake: `objectives[0].metric`."""
+    internal = ("constrained", "literal")  # pydantic's names for the branches of a union
+    kept = [p for p in parts if not str(p).startswith(internal)]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept)
+    return text.removeprefix(".")
+
+
+def _yaml_place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)

@@ -1,0 +1,34 @@
+"""What can be wrong with a study, and how the command ends then.
+
+StudyError       the study file, its models or its tasks: exit code 2
+ProtocolError    a study is resumed under other conditions: exit code 2
+NothingFound     no trial gave a score: exit code 3
+"""
+
+from collections.abc import Sequence
+
+
+class StudyError(ValueError):
+    """One or more mistakes, each a line that names the place in the file.
+
+    Args:
+        mistakes: All that were found.
+        where: The file that they are in.
+    """
+
+    def __init__(self, mistakes: Sequence[str], where: str = "") -> None:
+        self.mistakes = tuple(mistakes)
+        head = f"{where}: " if where else ""
+        if len(self.mistakes) == 1:
+            super().__init__(head + self.mistakes[0])
+        else:
+            lines = "\n".join(f"  - {mistake}" for mistake in self.mistakes)
+            super().__init__(f"{head}{len(self.mistakes)} mistakes\n{lines}")
+
+
+class ProtocolError(StudyError):
+    """The stored study was made under other conditions than the file now states."""
+
+
+class NothingFound(RuntimeError):  # noqa: N818
+    """A search ended without a single scored candidate."""

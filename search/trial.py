@@ -1,0 +1,48 @@
+"""One candidate from recipe to scorecard: the one place where the three packages meet."""
+
+import time
+from dataclasses import dataclass
+
+from evals.guards import health
+from evals.items import Role
+from evals.scorecard import Scorecard
+from merge_core.apply import apply
+from merge_core.errors import MergeError
+from merge_core.recipe import Recipe
+from search.bench import Bench
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What trying a recipe gave.
+
+    Attributes:
+        scorecard: None if it could not be scored.
+        failure: Why not.
+        merge_seconds: Wall time of the merge.
+    """
+
+    scorecard: Scorecard | None
+    failure: str | None
+    merge_seconds: float
+
+
+def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
+    """Merge a recipe into the live model and score it on one role's items.
+
+    Whatever goes wrong with this one candidate becomes its reason; the study goes on.
+    """
+    start = time.perf_counter()
+    merged = start
+    try:
+        apply(bench.study.plan(recipe), bench.workbench)
+        merged = time.perf_counter()
+        harness = bench.harness
+        if reason := health(harness.lm.model, bench.workbench.slots, harness.prompt()):
+            return Outcome(None, reason, merged - start)
+        card = harness.score(role)
+    except MergeError as error:
+        return Outcome(None, str(error), time.perf_counter() - start)
+    except Exception as error:  # a model or task may fail in any way on a strange candidate
+        return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
+    return Outcome(card if card.failure is None else None, card.failure, merged - start)

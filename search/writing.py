@@ -1,0 +1,96 @@
+"""Write a winner or any recipe as a model folder, with the recipe that made it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+
+from merge_core.export import write_model
+from merge_core.parents import Parents
+from merge_core.plan import MergePlan
+from merge_core.recipe import Recipe, to_dict
+from search.bench import CheckedStudy
+from search.card import model_card
+from search.finals import Claim
+
+RECIPE = "recipe.yaml"
+
+
+def export_winner(
+    checked: CheckedStudy,
+    recipe: Recipe,
+    claim: Claim | None,
+    folder: Path,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Write a study's winner: weights, tokenizer, recipe and card.
+
+    Args:
+        checked: The study.
+        recipe: Its winner.
+        claim: What the comparison found, if it was made.
+        folder: Where to write; must be new or empty.
+        progress: Called with each tensor's name.
+    """
+    plan = checked.plan(recipe)
+    texts = {
+        RECIPE: recipe_yaml(checked, recipe),
+        "README.md": model_card(checked, recipe, claim),
+    }
+    parents = Parents(checked.checkpoints, checked.device)
+    write_model(plan, parents, folder, extra=texts, progress=progress)
+
+
+def recipe_yaml(checked: CheckedStudy, recipe: Recipe) -> str:
+    """The recipe with its models' places, as mergekit and `outcross merge` read it."""
+    exact = checked.exact(recipe).renamed(places(checked))
+    seed = checked.config.search.seed
+    note = "# Merged again by: outcross merge recipe.yaml out/, or mergekit-yaml recipe.yaml out/\n"
+    if recipe.method.startswith("dare"):
+        note += (
+            f"# The random masks are those of --seed {seed}; mergekit draws its own, so what it\n"
+            "# gives has the same distribution but other numbers.\n"
+        )
+    return note + yaml.safe_dump(to_dict(exact), sort_keys=False, width=100)
+
+
+def places(checked: CheckedStudy) -> Mapping[str, str]:
+    """Where each alias is found: a hub id as it stands, or the absolute path of a folder."""
+    found: dict[str, str] = {}
+    for alias, reference in checked.config.models.items():
+        local = checked.folder / Path(reference).expanduser()
+        found[alias] = str(local.resolve()) if local.exists() else reference
+    return found
+
+
+def summary(plan: MergePlan, parents: Mapping[str, int]) -> str:
+    """What a merge will read and write, in words, for `--dry-run`.
+
+    Args:
+        plan: The plan.
+        parents: Size of each parent in bytes.
+    """
+    largest = max(plan.steps, key=lambda step: _numel(step.shape))
+    read = sum(parents.values())
+    return (
+        f"{len(plan.steps)} tensors, {plan.depth} layers, writes {size(plan.bytes_out)}, "
+        f"reads {size(read)} from {len(parents)} models; largest tensor '{largest.out}' "
+        f"{largest.shape} {str(largest.dtype).removeprefix('torch.')}"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value, units = float(count), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if value < 1000 or unit == units[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
