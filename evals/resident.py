@@ -1,6 +1,6 @@
 """The model that every candidate is poured into: built once, never reloaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,12 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
+)
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (  # pyright: ignore[reportUnknownVariableType]
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
 )
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -56,8 +62,7 @@ def build_resident(
     model = _build_model(config, folder, dtype).to(device)  # pyright: ignore
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)  # pyright: ignore
-    slots = match_slots(model, names)
-    return Resident(model.eval(), load_tokenizer(folder), slots)
+    return Resident(model.eval(), load_tokenizer(folder), match_slots(model, names))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -75,17 +80,18 @@ def load_tokenizer(folder: Path) -> Any:
 def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch.Tensor]:
     """Pair checkpoint names with a model's tensors, one name per storage.
 
-    A checkpoint may have been saved with or without the model's base prefix (`transformer.`).
+    transformers renames some tensors when it loads them (a prefix is missing, `embed_out` is now
+    `lm_head`); its own rules are asked.
 
     Raises:
-        EvaluationError: If the two don't cover each other.
+        EvaluationError: If the two don't cover each other, or the family packs several stored
+            tensors into one.
     """
     tensors: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
     slots: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
-    for name in names:
-        tensor = _find(tensors, name, f"{model.base_model_prefix}.")
-        if tensor is None:
+    for name, place in _places(model, names, tensors):
+        if (tensor := tensors.get(place)) is None:
             raise EvaluationError(
                 f"tensor '{name}' of the checkpoint has no place in {type(model).__name__}; "
                 "this family stores its weights in another form than it uses, which isn't "
@@ -103,11 +109,18 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
     return slots
 
 
-def _find(tensors: Mapping[str, torch.Tensor], name: str, prefix: str) -> torch.Tensor | None:
-    for candidate in (name, prefix + name, name.removeprefix(prefix)):
-        if candidate in tensors:
-            return tensors[candidate]
-    return None
+def _places(
+    model: PreTrainedModel, names: Iterable[str], tensors: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, str]]:
+    """Each checkpoint name with the name under which transformers would load it."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    packings = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    for name in names:
+        place, packed = rename_source_key(
+            name, renamings, packings, model.base_model_prefix, dict(tensors)
+        )
+        yield name, "" if packed else place
 
 
 def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> PreTrainedModel:

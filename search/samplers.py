@@ -23,6 +23,7 @@ from search.space import SearchSpace
 
 _GP_TRIALS = 250  # beyond it a proposal takes a second and more
 _FEWEST_FOR_CMAES = 2
+_WARM_UP = 10  # trials before CMA-ES: it starts at the best tenth of them, so fewer can't do
 
 
 def choose_sampler(word: str, space: SearchSpace, trials: int) -> tuple[str, str]:
@@ -75,7 +76,7 @@ def sampler_for(
         return PartialFixedSampler(dict(starts[number]), RandomSampler(seed=own))
     match word:
         case "cmaes":
-            return _cmaes(history, len(starts), own)
+            return _cmaes(history, own)
         case "gp":
             return GPSampler(seed=own)
         case "qmc":
@@ -93,12 +94,12 @@ def trial_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _cmaes(history: Sequence[FrozenTrial], starts: int, seed: int) -> BaseSampler:
-    """CMA-ES that begins at the best usual starts; enqueued trials teach it nothing."""
-    source = [t for t in history if t.number < starts and t.state is TrialState.COMPLETE]
-    if source:
-        return CmaEsSampler(seed=seed, source_trials=source)
-    return CmaEsSampler(seed=seed)
+def _cmaes(history: Sequence[FrozenTrial], seed: int) -> BaseSampler:
+    """CMA-ES that begins at the best of the first trials; enqueued trials would teach it nothing."""
+    done = [trial for trial in history if trial.state is TrialState.COMPLETE]
+    if len(done) < _WARM_UP:
+        return RandomSampler(seed=seed)
+    return CmaEsSampler(seed=seed, source_trials=done[:_WARM_UP])
 
 
 def _is_choice(dimension: object) -> bool:

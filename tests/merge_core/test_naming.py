@@ -1,0 +1,113 @@
+"""Layer numbers and roles, read from tensor names."""
+
+import pytest
+
+from merge_core.errors import CheckpointError
+from merge_core.naming import Layout, find_layout, role, stated_depth, with_depth
+
+LLAMA = Layout("model.layers.", 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", 0),
+        ("model.layers.11.mlp.experts.3.w1.weight", 11),
+        ("model.norm.weight", None),
+        ("lm_head.weight", None),
+        ("vision.layers.3.weight", None),
+        ("model.layers.3", None),
+    ],
+)
+def test_layer_of_a_name(name, layer):
+    assert LLAMA.layer(name) == layer
+
+
+def test_a_layer_moves_and_the_rest_stays():
+    assert LLAMA.moved("model.layers.3.mlp.experts.3.w.weight", 10) == (
+        "model.layers.10.mlp.experts.3.w.weight"
+    )
+    assert LLAMA.moved("model.norm.weight", 10) == "model.norm.weight"
+    assert LLAMA.moved("other.layers.3.weight", 10) == "other.layers.3.weight"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key"),
+    [
+        ("model.layers.", "num_hidden_layers"),
+        ("transformer.h.", "n_layer"),
+        ("h.", "n_layers"),
+        ("gpt_neox.layers.", "num_layers"),
+    ],
+)
+def test_layout_is_found_from_names_and_depth(prefix, key):
+    names = [f"{prefix}{i}.mlp.experts.{j}.w" for i in range(3) for j in range(5)]
+    assert find_layout([*names, "norm.weight"], {key: 3}, "model 'a'") == Layout(prefix, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["model.layers.0.w", "model.layers.1.w"], "'model.layers.': 2"),
+        (["model.layers.0.w", "model.layers.1.w", "model.layers.3.w"], "'model.layers.': 3"),
+        (["norm.weight"], "no numbered layers"),
+        ([f"{part}.{i}.w" for part in ("encoder", "decoder") for i in range(3)], "'decoder.': 3"),
+    ],
+)
+def test_layers_that_contradict_the_configuration_are_refused(names, shown):
+    with pytest.raises(
+        CheckpointError, match=rf"model 'a': config.json states 3 layers, .*{shown}.*one prefix"
+    ):
+        find_layout(names, {"num_hidden_layers": 3}, "model 'a'")
+
+
+def test_a_configuration_without_depth_is_refused():
+    with pytest.raises(CheckpointError, match=r"none of num_hidden_layers, n_layer, .* unknown"):
+        stated_depth({"hidden_size": 3, "num_layers": "three"}, "model 'a'")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.embed_tokens.weight", "embedding"),
+        ("transformer.wte.weight", "embedding"),
+        ("wpe.weight", "embedding"),
+        ("gpt_neox.embed_in.weight", "embedding"),
+        ("embed_out.weight", "head"),
+        ("lm_head.weight", "head"),
+        ("lm_head.bias", "head"),
+        ("output.weight", "head"),
+        ("model.norm.weight", "rest"),
+        ("transformer.ln_f.bias", "rest"),
+        ("gpt_neox.final_layer_norm.weight", "rest"),
+    ],
+)
+def test_role_outside_the_layers(name, expected):
+    assert role(name) == expected
+
+
+def test_the_same_stack_keeps_its_configuration():
+    config = {"n_layer": 3, "layer_types": ["a", "b", "c"]}
+    same = with_depth(config, (0, 1, 2))
+    assert same == config
+    assert same is not config
+
+
+def test_another_stack_states_its_depth_and_carries_lists_per_layer():
+    config = {
+        "num_hidden_layers": 3,
+        "layer_types": ["a", "b", "c"],
+        "architectures": ["x", "y", "z"],
+        "sizes": [1, 2],
+    }
+    assert with_depth(config, (0, 2, 1, 2)) == {
+        "num_hidden_layers": 4,
+        "layer_types": ["a", "c", "b", "c"],
+        "architectures": ["x", "y", "z"],
+        "sizes": [1, 2],
+    }
+    assert config["num_hidden_layers"] == 3
+
+
+def test_a_reordered_stack_of_the_same_depth_carries_lists_too():
+    assert with_depth({"n_layer": 2, "kinds": ["a", "b"]}, (1, 0))["kinds"] == ["b", "a"]

@@ -1,0 +1,584 @@
+"""Recipe + parents → plan: which value each tensor gets, which inputs, and every refusal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from merge_core.checkpoint import Checkpoint, TensorSpec
+from merge_core.errors import RecipeError
+from merge_core.geometry import TensorRef
+from merge_core.naming import find_layout
+from merge_core.plan import compile_plan, describe, resolve
+from merge_core.recipe import Setting, from_dict
+
+LAYER = {"attn.weight": (4, 4), "mlp.up.weight": (8, 4), "mlp.down.weight": (4, 8)}
+OUTER = {"embed_tokens.weight": (10, 4), "norm.weight": (4,), "lm_head.weight": (10, 4)}
+ATTENTION = "layers.{}.attn.weight"
+
+
+# Values: precedence, filters, gradients.
+
+
+@pytest.mark.parametrize(
+    ("source", "part", "recipe", "expected"),
+    [
+        ({"density": 0.1}, {"density": 0.2}, {"density": 0.3}, 0.1),
+        ({}, {"density": 0.2}, {"density": 0.3}, 0.2),
+        ({}, {}, {"density": 0.3}, 0.3),
+        ({}, {}, {}, 1.0),
+        ({"density": {"value": 0.1, "filter": "nowhere"}}, {"density": 0.2}, {}, 0.2),
+        ({"density": {"value": 0.1, "filter": "attn"}}, {"density": 0.2}, {}, 0.1),
+        ({}, {"density": {"value": 0.2, "filter": "mlp"}}, {"density": 0.3}, 0.3),
+        ({"density": [0, 1]}, {"density": 0.2}, {}, 0.0),
+    ],
+)
+def test_source_before_slice_before_recipe_before_default(source, part, recipe, expected):
+    plan = compiled(
+        {
+            "merge_method": "ties",
+            "base_model": "base",
+            "slices": [
+                {
+                    "sources": [
+                        {"model": "base", "layer_range": [0, 4]},
+                        {"model": "a", "layer_range": [0, 4], "parameters": source},
+                    ],
+                    "parameters": part,
+                }
+            ],
+            "parameters": {"weight": 1.0} | recipe,
+        }
+    )
+    assert values(plan, "density")[ATTENTION.format(0)] == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("part", "recipe", "expected"),
+    [({"t": 0.2}, {"t": 0.3}, 0.2), ({}, {"t": 0.3}, 0.3), ({"t": [0, 1]}, {}, 2 / 3)],
+)
+def test_shared_parameters_skip_the_sources(part, recipe, expected):
+    plan = compiled(
+        {
+            "merge_method": "slerp",
+            "base_model": "base",
+            "slices": [{"sources": ranged(base=[0, 4], a=[0, 4]), "parameters": part}],
+            "parameters": recipe,
+        }
+    )
+    assert values(plan, "t")[ATTENTION.format(2)] == pytest.approx(expected)
+
+
+def test_the_first_filter_that_is_part_of_the_name_wins():
+    plan = slerp(
+        [
+            {"filter": "layers.1", "value": 0.1},
+            {"filter": "attn", "value": 0.2},
+            {"filter": "ATTN", "value": 0.9},
+            {"filter": "layers.2.mlp", "value": 0.3},
+            {"value": 0.4},
+            {"filter": "norm", "value": 0.9},
+        ]
+    )
+    assert values(plan, "t") == {
+        "embed_tokens.weight": 0.4,
+        "norm.weight": 0.4,
+        "lm_head.weight": 0.4,
+        **{f"layers.{i}.attn.weight": 0.1 if i == 1 else 0.2 for i in range(4)},
+        **{
+            f"layers.{i}.mlp.{part}.weight": {1: 0.1, 2: 0.3}.get(i, 0.4)
+            for i in range(4)
+            for part in ("up", "down")
+        },
+    }
+
+
+def test_a_filter_is_a_substring_so_layer_1_hits_layer_10():
+    plan = slerp([{"filter": "layers.1", "value": 1.0}, {"value": 0.0}], layers=12)
+    hit = {name.split(".")[1] for name, t in values(plan, "t").items() if t == 1}
+    assert hit == {"1", "10", "11"}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [
+        ([0, 1], [0, 1 / 3, 2 / 3, 1]),
+        ([1, 0, 1], [1, 1 / 3, 1 / 3, 1]),
+        ([0.2, 0.4, 0.6, 0.8], [0.2, 0.4, 0.6, 0.8]),
+        ([0, 0.3, 0.6, 0.9, 1.2], [0, 0.4, 0.8, 1.2]),
+        ([0.7], [0.7] * 4),
+        (0.7, [0.7] * 4),
+    ],
+)
+def test_a_gradient_is_interpolated_over_depth(gradient, expected):
+    found = values(slerp(gradient), "t")
+    assert [found[ATTENTION.format(i)] for i in range(4)] == pytest.approx(expected)
+    for outer in OUTER:  # embeddings, norm and head alike take the first value
+        assert found[outer] == pytest.approx(expected[0])
+
+
+def test_a_gradient_of_booleans_is_picked():
+    plan = compiled(linear() | {"parameters": {"weight": 1, "normalize": [True, False, True]}})
+    found = values(plan, "normalize")
+    assert [found[ATTENTION.format(i)] for i in range(4)] == [True, True, False, True]
+
+
+def test_a_gradient_runs_within_its_slice_and_a_single_layer_ends_it():
+    plan = compiled(
+        {
+            "merge_method": "passthrough",
+            "slices": [
+                {"sources": ranged(a=[0, 3])},
+                {"sources": ranged(b=[3, 4])},
+                {"sources": ranged(a=[2, 4])},
+            ],
+            "parameters": {"scale": [0.0, 1.0]},
+        }
+    )
+    found = values(plan, "scale")
+    depths = [found[ATTENTION.format(i)] for i in range(6)]
+    assert depths == [(0.0,), (0.5,), (1.0,), (1.0,), (0.0,), (1.0,)]
+
+
+def test_per_parent_filters_read_input_names_and_shared_ones_output_names():
+    plan = compiled(
+        {
+            "merge_method": "linear",
+            "slices": [{"sources": ranged(a=[0, 1])}, {"sources": ranged(a=[0, 1], b=[2, 3])}],
+            "parameters": {
+                "weight": [{"filter": "layers.2.", "value": 2}, {"value": 1}],
+                "normalize": [{"filter": "layers.1.", "value": False}, {"value": True}],
+            },
+        }
+    )
+    name = ATTENTION.format(1)
+    assert values(plan, "weight")[name] == (1.0, 2.0)
+    assert values(plan, "normalize")[name] is False
+
+
+def test_parameters_come_in_signature_order_with_their_types():
+    plan = compiled(
+        {
+            "merge_method": "ties",
+            "base_model": "base",
+            "models": [{"model": "a", "parameters": {"weight": 1}}, "b"],
+            "parameters": {"weight": "5e-1", "normalize": 0, "lambda": 2},
+        }
+    )
+    assert repr(plan.steps[0].params) == (
+        "(('weight', (1.0, 0.5)), ('density', (1.0, 1.0)), ('normalize', False), "
+        "('rescale', False), ('lambda', 2.0), ('int8_mask', False))"
+    )
+
+
+def test_resolve_falls_through_to_none():
+    settings = (Setting("a", 1.0), Setting("b", (0.0, 1.0)))
+    assert [resolve(settings, name, 0.25) for name in "abc"] == [1.0, 0.25, None]
+
+
+# Inputs: bases, slices, names.
+
+
+def test_a_base_of_task_vectors_is_no_parent():
+    for models in (["a", "b"], ["base", "a", "b"], ["a", "base", "b"]):
+        step = compiled(task_arithmetic(models)).steps[0]
+        assert [ref.parent for ref in step.inputs] == ["a", "b"]
+        assert step.base.parent == "base"
+
+
+def test_slerp_starts_from_the_base_in_any_order():
+    for models in (["a", "base"], ["base", "a"], ["a"]):
+        plan = compiled(
+            {"merge_method": "slerp", "base_model": "base", "models": models}
+            | {"parameters": {"t": 0.5}}
+        )
+        assert [ref.parent for ref in plan.steps[0].inputs] == ["base", "a"]
+        assert plan.steps[0].base is None
+
+
+def test_an_unlisted_base_joins_an_average_as_the_last():
+    recipe = linear() | {"base_model": "base"}
+    assert parents_of(compiled(recipe)) == ["a", "b", "base"]
+    assert parents_of(compiled(recipe | {"models": ["base", "a"]})) == ["base", "a"]
+
+
+def test_the_base_of_a_slice_precedes_the_recipes():
+    plan = compiled(
+        {
+            "merge_method": "slerp",
+            "base_model": "base",
+            "slices": [
+                {"sources": ranged(base=[0, 2], a=[0, 2])},
+                {"sources": ranged(base=[2, 4], a=[2, 4]), "base_model": "a"},
+            ],
+            "parameters": {"t": 0.5},
+        }
+    )
+    found = {step.out: [ref.parent for ref in step.inputs] for step in plan.steps}
+    assert found[ATTENTION.format(1)] == ["base", "a"]
+    assert found[ATTENTION.format(2)] == ["a", "base"]
+    assert plan.donor == "base"
+
+
+def test_a_frankenmerge_stacks_layers_of_several_parents():
+    plan = compiled(
+        {
+            "merge_method": "passthrough",
+            "slices": [
+                {"sources": ranged(a=[0, 3])},
+                {"sources": ranged(b=[1, 2])},
+                {"sources": ranged(b=[2, 4])},
+            ],
+        }
+    )
+    sources = {step.out: step.inputs for step in plan.steps}
+    origins = [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
+    for layer, (parent, origin) in enumerate(origins):
+        for part in LAYER:
+            ref = TensorRef(parent, f"layers.{origin}.{part}")
+            assert sources[f"layers.{layer}.{part}"] == (ref,)
+    assert sources["embed_tokens.weight"][0].parent == "a"
+    assert sources["norm.weight"][0].parent == "b"
+    assert sources["lm_head.weight"][0].parent == "b"
+    assert len(plan.steps) == 6 * len(LAYER) + len(OUTER)
+    assert (plan.depth, plan.config["num_hidden_layers"], plan.donor) == (6, 6, "a")
+
+
+def test_sources_of_one_slice_may_come_from_different_depths():
+    plan = compiled(
+        {
+            "merge_method": "linear",
+            "slices": [{"sources": ranged(a=[0, 2], b=[2, 4])}],
+            "parameters": {"weight": 1},
+        }
+    )
+    inputs = {step.out: step.inputs for step in plan.steps}
+    assert [ref.name for ref in inputs[ATTENTION.format(1)]] == [
+        ATTENTION.format(1),
+        ATTENTION.format(3),
+    ]
+
+
+def test_lists_per_layer_follow_their_layers():
+    kinds = {"layer_types": ["w", "x", "y", "z"]}
+    parents = {"a": checkpoint("a", config=kinds), "b": checkpoint("b")}
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": ranged(a=[1, 3])}]}
+    plan = compile_plan(from_dict(recipe), parents)
+    assert plan.config["layer_types"] == ["x", "y"]
+    assert plan.config["num_hidden_layers"] == 2
+
+
+def test_parents_are_checked_by_position_not_by_prefix():
+    """A folder of the bare model counts its layers under another prefix."""
+    bare = checkpoint("b", prefix="model.layers.", outer={})
+    with pytest.raises(RecipeError, match="model 'b' does not have it"):
+        compile_plan(from_dict(linear()), {"a": checkpoint("a"), "b": bare})
+
+
+def test_the_whole_recipe_compiles_into_one_step_per_tensor():
+    plan = compiled(linear(), seed=7)
+    assert [step.out for step in plan.steps] == [
+        *sorted(OUTER),
+        *(f"layers.{i}.{part}" for i in range(4) for part in sorted(LAYER)),
+    ]
+    assert {step.seed for step in plan.steps} == {7}
+    assert plan.bytes_out == 4 * (10 * 4 + 4 + 10 * 4 + 4 * (16 + 32 + 32))
+    assert all(step.shape == (OUTER | LAYER)[step.out.split(".", 2)[-1]] for step in layers(plan))
+
+
+def test_the_same_recipe_compiles_to_the_same_plan():
+    assert compiled(linear()) == compiled(linear())
+    assert compiled(linear(), seed=1) != compiled(linear(), seed=2)
+
+
+# Dtypes.
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "given", "stored", "rounding"),
+    [
+        (("float32", "float32"), {}, "float32", None),
+        (("bfloat16", "bfloat16"), {}, "bfloat16", None),
+        (("bfloat16", "float16"), {}, "float32", None),
+        (("bfloat16", "float32"), {}, "float32", None),
+        (("float32", "float32"), {"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
+        (("float32", "float32"), {"out_dtype": "bfloat16"}, "bfloat16", None),
+        (("bfloat16", "float32"), {"dtype": "float32"}, "float32", "float32"),
+        (("float32",) * 2, {"dtype": "bfloat16", "out_dtype": "float32"}, "float32", "bfloat16"),
+    ],
+)
+def test_dtypes(dtypes, given, stored, rounding):
+    parents = {
+        name: checkpoint(name, dtype=getattr(torch, dtype))
+        for name, dtype in zip("ab", dtypes, strict=True)
+    }
+    plan = compile_plan(from_dict(linear() | given), parents)
+    assert {step.dtype for step in plan.steps} == {getattr(torch, stored)}
+    assert {step.rounding for step in plan.steps} == {rounding and getattr(torch, rounding)}
+    assert plan.config["dtype"] == stored
+
+
+def test_rounding_to_what_all_inputs_are_is_no_rounding():
+    plan = compiled(linear() | {"dtype": "float32"})
+    assert {step.rounding for step in plan.steps} == {None}
+
+
+def test_the_older_name_of_the_dtype_is_written_where_only_it_is_known():
+    old = {"dtype": None, "torch_dtype": "float32"}
+    parents = {name: checkpoint(name, config=old) for name in "ab"}
+    config = compile_plan(from_dict(linear() | {"out_dtype": "float16"}), parents).config
+    assert (config["torch_dtype"], config.get("dtype")) == ("float16", None)
+
+
+def test_buffers_are_copied_and_not_merged():
+    parents = {name: checkpoint(name, layer={"mask": (1, 4)}) for name in "ab"}
+    for parent in parents.values():
+        for layer in range(4):
+            spec = parent.tensors[f"layers.{layer}.mask"]
+            parent.tensors[spec.name] = TensorSpec(spec.name, spec.shape, torch.bool, spec.file)
+    recipe = linear() | {"out_dtype": "bfloat16"}
+    step = compile_plan(from_dict(recipe), parents).steps[-1]
+    assert (step.method, step.dtype, step.params) == (None, torch.bool, ())
+
+
+def test_describe_is_one_json_line_per_tensor():
+    lines = [json.loads(line) for line in describe(compiled(linear())).splitlines()]
+    assert lines[0] == {
+        "out": "embed_tokens.weight",
+        "shape": [10, 4],
+        "dtype": "float32",
+        "method": "linear",
+        "inputs": ["a:embed_tokens.weight", "b:embed_tokens.weight"],
+        "params": {"weight": [1.0, 1.0], "normalize": True},
+    }
+    assert len(lines) == len(OUTER) + 4 * len(LAYER)
+
+
+# Refusals.
+
+TIES = {"merge_method": "ties", "models": ["a"], "parameters": {"weight": 1}}
+PASSTHROUGH = {"merge_method": "passthrough", "models": ["a"]}
+SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (PASSTHROUGH | {"merge_method": "passthru"}, "'passthru' is unknown; did you mean 'passth"),
+        (PASSTHROUGH | {"models": ["bse"]}, "model 'bse' is not open; did you mean 'base'"),
+        (PASSTHROUGH | {"base_model": "q"}, "model 'q' is not open; known: base, a, b"),
+        (
+            TIES | {"parameters": {"wieght": 1}},
+            "parameters: merge_method 'ties' has no parameter 'wieght'; did you mean 'weight'",
+        ),
+        (
+            PASSTHROUGH | {"models": [{"model": "a", "parameters": {"t": 1}}]},
+            "parameters of model 'a': merge_method 'passthrough' has no parameter 't'; known: sc",
+        ),
+        (
+            {"merge_method": "passthrough"}
+            | {
+                "slices": [
+                    {"sources": [{"model": "a", "layer_range": [0, 1]}], "parameters": {"x": 1}}
+                ]
+            },
+            r"slices\[0\].parameters: merge_method 'passthrough' has no parameter 'x'",
+        ),
+        (
+            TIES | {"models": [{"model": "a", "parameters": {"lambda": 1}}]},
+            "parameters of model 'a': 'lambda' of 'ties' is one value for all models; put it under",
+        ),
+        (TIES, r"merge_method 'ties' needs a base model in slices\[0\]; set base_model"),
+        (SLERP | {"models": ["a", "b"]}, "merge_method 'slerp' needs a base model .* set base_mo"),
+        (
+            SLERP
+            | {"base_model": "base"}
+            | {
+                "slices": [
+                    {"sources": [{"model": m, "layer_range": [0, 2]} for m in ("base", "a")]},
+                    {"sources": [{"model": m, "layer_range": [0, 2]} for m in ("a", "b")]},
+                ]
+            },
+            r"needs a base model in slices\[1\]; list base_model 'base' among its sources",
+        ),
+        (
+            SLERP | {"base_model": "base", "models": ["a", "b"]},
+            r"'slerp' takes exactly 2 models, base_model included; slices\[0\] has 3: base, a, b",
+        ),
+        (
+            SLERP | {"base_model": "base", "models": ["base"]},
+            r"'slerp' takes exactly 2 models, base_model included; slices\[0\] has 1: base",
+        ),
+        (
+            TIES | {"base_model": "base", "models": ["base"]},
+            r"'ties' takes at least 1 models; slices\[0\] has 0: ",
+        ),
+        (
+            PASSTHROUGH | {"base_model": "base"},
+            r"'passthrough' takes exactly 1 models, base_model included; slices\[0\] has 2: a, b",
+        ),
+        (
+            TIES | {"base_model": "base", "models": ["a", "b", "a"]},
+            r"slices\[0\]: a model appears twice \(a, b, a\); list it once",
+        ),
+        (
+            {"merge_method": "passthrough"}
+            | {"slices": [{"sources": [{"model": "a", "layer_range": [2, 5]}]}]},
+            r"slices\[0\]: layer_range \[2, 5\) of 'a' reaches past its 4 layers; end is "
+            "exclusive, so at most 4",
+        ),
+        (
+            {"merge_method": "linear"}
+            | {
+                "slices": [
+                    {"sources": [{"model": "a", "layer_range": [0, 1]}]},
+                    {
+                        "sources": [
+                            {"model": "a", "layer_range": [0, 3]},
+                            {"model": "b", "layer_range": [2, 4]},
+                        ]
+                    },
+                ]
+            },
+            r"slices\[1\]: 'b' gives 2 layers but 'a' gives 3; sources of one slice need equally",
+        ),
+        (
+            {"merge_method": "linear", "models": ["a"]},
+            "tensor 'embed_tokens.weight': merge_method 'linear' needs 'weight' for model 'a'",
+        ),
+        (
+            {"merge_method": "slerp", "base_model": "base", "models": ["a"]}
+            | {"parameters": {"t": [{"filter": "embed", "value": 1}, {"filter": "l", "value": 1}]}},
+            "tensor 'norm.weight': merge_method 'slerp' needs 't'$",
+        ),
+        (
+            PASSTHROUGH | {"parameters": {"scale": "big"}},
+            "tensor 'embed_tokens.weight': 'scale' must be a number, got 'big'",
+        ),
+        (
+            PASSTHROUGH | {"parameters": {"scale": True}},
+            "tensor 'embed_tokens.weight': 'scale' must be a number, got True",
+        ),
+        (
+            TIES | {"base_model": "base", "parameters": {"weight": 1, "normalize": 0.5}},
+            "'normalize' must be true or false, got 0.5",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit(recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        compiled(recipe)
+
+
+HEADLESS = {name: shape for name, shape in OUTER.items() if name != "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (
+            {},
+            {"config": {"model_type": "other"}},
+            "model 'b' is a other but 'a' is a toy; models of one recipe must be of one family",
+        ),
+        (
+            {"layer": LAYER | {"mlp.up.weight": (9, 4)}},
+            {},
+            r"tensor 'layers.0.mlp.up.weight': parent 'b' has shape \(8, 4\) but 'a' has \(9, 4\); "
+            "parents of one recipe need equal shapes$",
+        ),
+        (
+            {},
+            {"outer": OUTER | {"embed_tokens.weight": (11, 4)}},
+            r"parent 'b' has shape \(11, 4\) but 'a' has \(10, 4\); .*\(their vocabularies differ",
+        ),
+        (
+            {},
+            {"layer": LAYER | {"attn.bias": (4,)}},
+            "tensor 'layers.0.attn.bias': model 'b' has it but 'a' does not; models of one slice",
+        ),
+        (
+            {"layer": LAYER | {"attn.bias": (4,)}},
+            {},
+            "tensor 'layers.0.attn.bias': model 'b' does not have it$",
+        ),
+        (
+            {"outer": HEADLESS},
+            {},
+            "tensor 'lm_head.weight': model 'b' has it but 'a' does not; 'a' ties its head to its "
+            "embeddings, so save all models in one form",
+        ),
+        (
+            {},
+            {"outer": HEADLESS},
+            "tensor 'lm_head.weight': model 'b' does not have it; 'b' ties its head to its embed",
+        ),
+        (
+            {},
+            {"outer": OUTER | {"score.weight": (2, 4)}},
+            "tensor 'score.weight': model 'b' has it but 'a' does not$",
+        ),
+        (
+            {},
+            {"layers": 5},
+            r"slices\[0\]: 'b' gives 5 layers but 'a' gives 4; sources of one slice need equally",
+        ),
+    ],
+)
+def test_parents_that_do_not_fit(a, b, message):
+    with pytest.raises(RecipeError, match=message):
+        compile_plan(from_dict(linear()), {"a": checkpoint("a", **a), "b": checkpoint("b", **b)})
+
+
+def compiled(recipe, layers=4, seed=0):
+    parents = {name: checkpoint(name, layers) for name in ("base", "a", "b")}
+    return compile_plan(from_dict(recipe), parents, seed)
+
+
+def slerp(t, layers=4):
+    recipe = {"merge_method": "slerp", "base_model": "base", "models": ["base", "a"]}
+    return compiled(recipe | {"parameters": {"t": t}}, layers)
+
+
+def linear():
+    return {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": 1}}
+
+
+def task_arithmetic(models):
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base", "models": models}
+    return recipe | {"parameters": {"weight": 1}}
+
+
+def ranged(**ranges):
+    return [{"model": model, "layer_range": layers} for model, layers in ranges.items()]
+
+
+def values(plan, parameter):
+    return {step.out: dict(step.params)[parameter] for step in plan.steps}
+
+
+def parents_of(plan):
+    return [ref.parent for ref in plan.steps[0].inputs]
+
+
+def layers(plan):
+    return [step for step in plan.steps if step.out.startswith("layers.")]
+
+
+def checkpoint(
+    name, layers=4, *, dtype=torch.float32, layer=LAYER, outer=OUTER, prefix="layers.", config=()
+):
+    """A parent that is headers only: nothing of it is on disk."""
+    shapes = outer | {
+        f"{prefix}{number}.{part}": shape
+        for number in range(layers)
+        for part, shape in layer.items()
+    }
+    specs = {tensor: TensorSpec(tensor, shapes[tensor], dtype, "-") for tensor in sorted(shapes)}
+    stated = {"num_hidden_layers": layers, "model_type": "toy", "dtype": "float32"} | dict(config)
+    stated = {key: value for key, value in stated.items() if value is not None}
+    layout = find_layout(specs, stated, name)
+    numbers = dict.fromkeys(layout.layer(tensor) for tensor in specs)
+    by_layer = {n: tuple(t for t in specs if layout.layer(t) == n) for n in (None, *numbers)}
+    return Checkpoint(name, Path("/nowhere"), stated, specs, layout, by_layer)

@@ -1,0 +1,252 @@
+"""Recipes in mergekit's dictionary form: read, written, compared, refused."""
+
+import dataclasses
+
+import pytest
+
+from merge_core.errors import RecipeError
+from merge_core.recipe import Recipe, Setting, Slice, Source, from_dict, nearest, to_dict
+
+MODELS = {
+    "merge_method": "ties",
+    "base_model": "base",
+    "models": [
+        {"model": "a", "parameters": {"weight": 0.5, "density": [0.2, 0.8]}},
+        {
+            "model": "b",
+            "parameters": {
+                "weight": [{"value": [0.0, 1.0], "filter": "mlp"}, {"value": 0.3}],
+                "density": [{"value": 1.0, "filter": "norm"}],
+            },
+        },
+    ],
+    "parameters": {"lambda": 0.9, "normalize": True},
+    "dtype": "float32",
+    "out_dtype": "bfloat16",
+}
+SLICES = {
+    "merge_method": "slerp",
+    "slices": [
+        {
+            "sources": [
+                {"model": "a", "layer_range": [0, 2]},
+                {"model": "b", "layer_range": [1, 3], "parameters": {"weight": 1.0}},
+            ],
+            "base_model": "a",
+            "parameters": {"t": 0.4},
+        },
+        {"sources": [{"model": "b", "layer_range": [2, 3]}]},
+    ],
+}
+LINEAR = {"merge_method": "linear", "models": [{"model": "a"}]}
+
+
+@pytest.mark.parametrize("data", [MODELS, SLICES, LINEAR])
+def test_round_trip(data):
+    recipe = from_dict(data)
+    assert to_dict(recipe) == data
+    assert from_dict(to_dict(recipe)) == recipe
+
+
+def test_a_recipe_reads_into_plain_types():
+    recipe = from_dict(MODELS)
+    assert recipe.method == "ties"
+    assert recipe.base == "base"
+    assert recipe.dtype == "float32"
+    assert recipe.out_dtype == "bfloat16"
+    (part,) = recipe.slices
+    assert [source.model for source in part.sources] == ["a", "b"]
+    assert part.sources[0] == Source(
+        "a", None, (("density", (Setting(None, (0.2, 0.8)),)), ("weight", (Setting(None, 0.5),)))
+    )
+    assert dict(part.sources[1].parameters)["weight"] == (
+        Setting("mlp", (0.0, 1.0)),
+        Setting(None, 0.3),
+    )
+
+
+def test_slices_read_their_ranges():
+    first, last = from_dict(SLICES).slices
+    assert first == Slice(
+        (Source("a", (0, 2)), Source("b", (1, 3), (("weight", (Setting(None, 1.0),)),))),
+        "a",
+        (("t", (Setting(None, 0.4),)),),
+    )
+    assert last.base is None
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (0.5, (Setting(None, 0.5),)),
+        ("1e-5", (Setting(None, 1e-5),)),
+        ("word", (Setting(None, "word"),)),
+        (False, (Setting(None, False),)),
+        ([0, "0.5", 1], (Setting(None, (0, 0.5, 1)),)),
+        ({"value": 1.0}, (Setting(None, 1.0),)),
+        ({"value": 1.0, "filter": "*"}, (Setting(None, 1.0),)),
+        ({"value": 1.0, "filter": None}, (Setting(None, 1.0),)),
+        ({"value": [0, 1], "filter": "mlp"}, (Setting("mlp", (0, 1)),)),
+        ([{"value": 1, "filter": 3}, {"value": 2}], (Setting("3", 1), Setting(None, 2))),
+    ],
+)
+def test_forms_of_a_value(written, read):
+    recipe = from_dict(LINEAR | {"parameters": {"weight": written}})
+    assert recipe.parameters == (("weight", read),)
+    assert from_dict(to_dict(recipe)) == recipe
+
+
+def test_a_model_can_be_a_bare_name():
+    assert from_dict(LINEAR | {"models": ["a"]}) == from_dict(LINEAR)
+
+
+def test_models_are_listed_once_the_base_last():
+    assert from_dict(MODELS).models == ("a", "b", "base")
+    assert from_dict(SLICES).models == ("a", "b")
+    assert from_dict(MODELS | {"base_model": "a"}).models == ("a", "b")
+
+
+def test_parents_can_be_renamed():
+    renamed = from_dict(SLICES).renamed({"a": "org/model-a", "x": "y"})
+    assert renamed.models == ("org/model-a", "b")
+    assert renamed.slices[0].base == "org/model-a"
+    assert renamed.renamed({"org/model-a": "a"}) == from_dict(SLICES)
+    assert from_dict(MODELS).renamed({"base": "c"}) == from_dict(MODELS | {"base_model": "c"})
+
+
+# Fingerprints.
+
+
+def test_the_fingerprint_is_pinned():
+    # it names recorded merges: a change forgets every score that a study reuses
+    assert from_dict(LINEAR).fingerprint == FINGERPRINT
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        dict(reversed(MODELS.items())),
+        MODELS | {"parameters": {"normalize": True, "lambda": 0.9}},
+        MODELS | {"parameters": {"normalize": True, "lambda": "0.9"}},
+        MODELS | {"parameters": {"normalize": True, "lambda": {"value": 0.9, "filter": "*"}}},
+    ],
+)
+def test_the_fingerprint_ignores_the_way_of_writing(same):
+    assert from_dict(same).fingerprint == from_dict(MODELS).fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        MODELS | {"merge_method": "dare_ties"},
+        MODELS | {"base_model": "a"},
+        MODELS | {"models": MODELS["models"][::-1]},
+        MODELS | {"parameters": {"lambda": 0.9000001, "normalize": True}},
+        MODELS | {"parameters": {"lambda": 0.9}},
+        MODELS | {"dtype": "float16"},
+        {key: value for key, value in MODELS.items() if key != "out_dtype"},
+    ],
+)
+def test_the_fingerprint_sees_every_change(other):
+    assert from_dict(other).fingerprint != from_dict(MODELS).fingerprint
+
+
+def test_recipes_are_values():
+    assert from_dict(MODELS) == from_dict(MODELS)
+    assert len({from_dict(MODELS), from_dict(MODELS), from_dict(SLICES)}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        from_dict(MODELS).base = "c"
+
+
+# Everything that can be wrong.
+
+SOURCE = {"model": "a", "layer_range": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"models": ["a"]}, "recipe: merge_method is missing; name one, such as 'linear'"),
+        ({"merge_method": 3, "models": ["a"]}, "recipe: merge_method is missing"),
+        ({"merge_method": "ties"}, "recipe: give exactly one of 'models' and 'slices'"),
+        (LINEAR | SLICES, "recipe: give exactly one of 'models' and 'slices'"),
+        (LINEAR | {"dype": "float32"}, "recipe: unknown key 'dype'; did you mean 'dtype'"),
+        (LINEAR | {"xyzzy": 1}, "recipe: unknown key 'xyzzy'; known: merge_method, base_model, "),
+        (LINEAR | {"tokenizer_source": "union"}, "'tokenizer_source' can't be merged yet; leave"),
+        (LINEAR | {"modules": {}}, "recipe: 'modules' can't be merged yet; leave it out"),
+        (LINEAR | {"tokenizer": {}}, "recipe: 'tokenizer' can't be merged yet"),
+        (LINEAR | {"chat_template": "auto"}, "recipe: 'chat_template' can't be merged yet"),
+        (LINEAR | {"base_model": {"path": "x"}}, "recipe.base_model: expected a name, got {'path"),
+        (LINEAR | {"dtype": "float8"}, "recipe.dtype: 'float8' is no dtype; known: float32, fl"),
+        (LINEAR | {"out_dtype": 16}, "recipe.out_dtype: expected a name, got 16"),
+        (LINEAR | {"models": []}, "models: expected a list of models"),
+        (LINEAR | {"models": {"a": 1}}, "models: expected a list of models"),
+        (LINEAR | {"models": [3]}, r"models\[0\]: expected a mapping with 'model'"),
+        (LINEAR | {"models": [{}]}, r"models\[0\]: 'model' is missing"),
+        (LINEAR | {"models": [{"model": 1}]}, r"models\[0\].model: expected a name, got 1"),
+        (
+            LINEAR | {"models": ["a", {"model": "b", "parametres": {}}]},
+            r"models\[1\]: unknown key 'parametres'; did you mean 'parameters'",
+        ),
+        (LINEAR | {"models": [SOURCE]}, r"models\[0\]: unknown key 'layer_range'; known: model"),
+        (
+            LINEAR | {"parameters": [1]},
+            r"parameters: expected a mapping of parameter names, got \[",
+        ),
+        (
+            LINEAR | {"parameters": {"weight": []}},
+            "parameters.weight: an empty list gives no value",
+        ),
+        (LINEAR | {"parameters": {"weight": None}}, "weight: expected a number, a boolean or a wo"),
+        (LINEAR | {"parameters": {"weight": [[1]]}}, r"weight: expected a number, .* got \[1\]"),
+        (
+            LINEAR | {"parameters": {"weight": [1, {"value": 2}]}},
+            "parameters.weight: expected a number, a boolean or a word, got {'value': 2}",
+        ),
+        (LINEAR | {"parameters": {"weight": {"filter": "m"}}}, "weight: a filtered entry needs a"),
+        (
+            LINEAR | {"parameters": {"weight": {"value": 1, "filtre": "m"}}},
+            "parameters.weight: unknown key 'filtre'; did you mean 'filter'",
+        ),
+        (
+            LINEAR | {"models": [{"model": "a", "parameters": {"weight": None}}]},
+            r"models\[0\].parameters.weight: expected a number",
+        ),
+        ({"merge_method": "slerp", "slices": []}, "slices: expected a list of slices"),
+        ({"merge_method": "slerp", "slices": SOURCE}, "slices: expected a list of slices"),
+        ({"merge_method": "slerp", "slices": [1]}, r"slices\[0\]: expected a mapping with 'source"),
+        ({"merge_method": "slerp", "slices": [{}]}, r"slices\[0\].sources: expected a list of mod"),
+        (
+            {"merge_method": "slerp", "slices": [{"source": [SOURCE]}]},
+            r"slices\[0\]: unknown key 'source'; did you mean 'sources'",
+        ),
+        (
+            {"merge_method": "slerp", "slices": [{"sources": [SOURCE], "base_model": 1}]},
+            r"slices\[0\].base_model: expected a name, got 1",
+        ),
+    ],
+)
+def test_errors(data, message):
+    with pytest.raises(RecipeError, match=message):
+        from_dict(data)
+
+
+@pytest.mark.parametrize("layers", [None, [2], [2, 1], [1, 1], [-1, 2], [0, 1, 2], [0.0, 1], "01"])
+def test_layer_ranges_that_are_none(layers):
+    source = {"model": "a", "layer_range": layers}
+    with pytest.raises(
+        RecipeError, match=r"slices\[0\].sources\[0\].layer_range: expected \[first, end\) .* got"
+    ):
+        from_dict({"merge_method": "passthrough", "slices": [{"sources": [source]}]})
+
+
+def test_nearest_gives_one_name_or_all():
+    assert nearest("wieght", ["weight", "density"]) == "did you mean 'weight'?"
+    assert nearest("q", ["weight", "density"]) == "known: weight, density"
+
+
+def test_a_recipe_without_extras_writes_no_empty_keys():
+    assert to_dict(Recipe("linear", (Slice((Source("a"),)),))) == LINEAR
+
+
+FINGERPRINT = "d49979936d583674742bbf72160c21b43989769939ba01af4788ee141679ce89"

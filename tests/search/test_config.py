@@ -1,0 +1,215 @@
+"""The study file: every mistake at once, each with its place."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_study import study_dict
+
+from search.bench import check_study
+from search.config import StudyConfig, parse, read_yaml
+from search.errors import StudyError
+
+
+def mistakes_of(**changes: Any) -> list[str]:
+    found: list[str] = []
+    parse(study_dict(**changes), found)
+    return found
+
+
+def check(study_folder: Path, name: str, **changes: Any) -> tuple[str, ...]:
+    """The mistakes of a whole study file, models and tasks included."""
+    path = study_folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(study_dict(**changes), sort_keys=False))
+    with pytest.raises(StudyError) as error:
+        check_study(path)
+    return error.value.mistakes
+
+
+def test_a_valid_study_has_no_mistake_and_sane_defaults():
+    found: list[str] = []
+    minimal = {key: study_dict()[key] for key in ("name", "models", "recipe", "objectives")}
+    config = parse(minimal, found)
+    assert not found
+    assert isinstance(config, StudyConfig)
+    assert (config.items.search, config.items.select, config.items.holdout) == (200, 200, 400)
+    assert (config.search.sampler, config.search.trials) == ("auto", 100)
+    assert config.storage is None
+
+
+def test_search_items_may_be_the_rest():
+    assert mistakes_of(items={"search": "rest", "select": 5, "holdout": 5}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nmae": "x"}, "nmae: unknown key; did you mean 'name'?"),
+        ({"search": {"trails": 3}}, "search.trails: unknown key; did you mean 'trials'?"),
+        ({"items": {"hold_out": 3}}, "items.hold_out: unknown key; did you mean 'holdout'?"),
+        (
+            {"evaluation": {"batchsize": 3}},
+            "evaluation.batchsize: unknown key; did you mean 'batch_size'?",
+        ),
+        (
+            {"objectives": [{"task": "x"}, {"task": "y", "metrc": "acc"}]},
+            "objectives[1].metrc: unknown key; did you mean 'metric'?",
+        ),
+        (
+            {"search": {"zzz": 1}},
+            "search.zzz: unknown key; known: sampler, trials, finalists, seed",
+        ),
+        ({"objectives": [{}]}, "objectives[0].task: is missing"),
+        ({"name": "a b"}, "name: 'a b' has a form that is not allowed"),
+        ({"device": "gpu"}, "device: 'gpu' has a form that is not allowed"),
+        ({"models": {}}, "models: dictionary should have at least 1 item"),
+        ({"models": {"a": 3}}, "models.a: input should be a valid string, got 3"),
+        ({"objectives": []}, "objectives: tuple should have at least 1 item"),
+        ({"search": {"trials": 0}}, "search.trials: input should be greater than 0, got 0"),
+        ({"search": {"trials": "9"}}, "search.trials: input should be a valid integer, got '9'"),
+        ({"search": {"seed": -1}}, "search.seed: input should be greater than or equal to 0"),
+        ({"items": {"select": 2.5}}, "items.select: input should be a valid integer"),
+        (
+            {"search": {"sampler": "tpee"}},
+            "search.sampler: input should be 'auto', 'tpe', 'cmaes', 'gp', 'qmc' or 'random', "
+            "got 'tpee'",
+        ),
+        ({"dtype": "fp32"}, "dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
+        (
+            {"objectives": [{"task": "x", "direction": "up"}]},
+            "objectives[0].direction: input should be 'maximize' or 'minimize', got 'up'",
+        ),
+        (
+            {"objectives": [{"task": "x", "weight": 0}]},
+            "objectives[0].weight: input should be greater than 0, got 0",
+        ),
+        (
+            {"objectives": [{"task": "x"}, {"task": "x", "metric": "acc"}]},
+            "objectives[1].task: 'x' is listed twice",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(changes: dict[str, Any], message: str):
+    found = mistakes_of(**changes)
+    assert any(line.startswith(message) for line in found), found
+
+
+def test_a_missing_section_is_named():
+    found: list[str] = []
+    assert parse({"name": "x", "recipe": {}}, found) is None
+    assert found == ["models: is missing", "objectives: is missing"]
+
+
+@pytest.mark.xfail(strict=True, reason="pydantic adds a line for the tuple around the mistake")
+def test_a_mistake_within_an_objective_is_one_line():
+    assert len(mistakes_of(objectives=[{"task": "x", "weight": 0}])) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="pydantic gives one line for each branch of the union")
+def test_a_wrong_number_of_search_items_is_one_line():
+    assert len(mistakes_of(items={"search": 0})) == 1
+
+
+def test_all_mistakes_of_the_file_come_at_once(study_folder: Path):
+    recipe = study_dict()["recipe"] | {"merge_method": "task_arithmetik", "base_model": "bass"}
+    found = check(study_folder, "shape", search={"trails": 3}, device="gpu", recipe=recipe)
+    text = "\n".join(found)
+    for part in ("search.trails: ", "device: ", "recipe.merge_method: ", "recipe.base_model: "):
+        assert part in text
+    assert len(found) == 4
+
+
+def test_recipe_models_tasks_and_items_are_checked_together(study_folder: Path):
+    recipe = study_dict()["recipe"] | {"parameters": {"lamda": 1.0}}
+    found = check(
+        study_folder,
+        "content",
+        recipe=recipe,
+        models={"base": "./models/base", "a": "./models/nowhere", "b": "./models/b"},
+        objectives=[{"task": "tiny_choice", "metric": "ac"}, {"task": "tiny_exact"}],
+        items={"search": 100, "select": 8, "holdout": 16},
+        evaluation={"tasks": ["./tasks", "./taks"]},
+    )
+    expected = [
+        "recipe.parameters.lamda: task_arithmetic has no parameter 'lamda'; did you mean 'lambda'?",
+        "models.a: './models/nowhere': there is no such folder",
+        "evaluation.tasks[1]: ",
+        "objectives[0]: task 'tiny_choice': has no metric 'ac'; it has acc, acc_norm",
+        "objectives[1]: task 'tiny_exact': has 60 different items, too few for search 100",
+    ]
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(start)
+
+
+def test_a_recipe_that_does_not_fit_its_parents_is_named_with_its_method(study_folder: Path):
+    recipe = study_dict()["recipe"] | {"merge_method": {"choice": ["task_arithmetic", "slerp"]}}
+    found = check(study_folder, "fit", recipe=recipe)
+    assert any(line.startswith("recipe.models[0].parameters.weight: ") or
+               line.startswith("recipe (slerp): merge_method 'slerp' takes exactly 2") for line in found)
+
+
+def test_a_group_that_matches_no_tensor_is_a_mistake(study_folder: Path):
+    hole = {"range": [0, 1], "by": ["attention", "*"]}
+    recipe = study_dict()["recipe"] | {"models": [{"model": "a", "parameters": {"weight": hole}}]}
+    found = check(study_folder, "group", recipe=recipe)
+    assert found == ("recipe: by: 'attention' is part of no tensor's name",)
+
+
+def test_cuda_is_refused_where_there_is_none(
+    study_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = check(study_folder, "cuda", device="cuda:0")
+    assert found == ("device: 'cuda:0' is asked for, but this machine has no CUDA device",)
+
+
+def test_a_local_task_file_is_relative_to_the_study(
+    study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changes = {"objectives": [{"task": "tasks/tiny_choice.yaml"}], "evaluation": {}}
+    path = study_folder / "by_file.yaml"
+    path.write_text(yaml.safe_dump(study_dict(**changes)))
+    monkeypatch.chdir(tmp_path)
+    assert len(check_study(path).tasks[0].documents) == 60
+
+
+@pytest.mark.xfail(strict=True, reason="a task given as a file is called by its absolute path")
+def test_a_study_folder_can_be_moved(study_folder: Path):
+    changes = {"objectives": [{"task": "tasks/tiny_choice.yaml"}], "evaluation": {}}
+    path = study_folder / "by_file.yaml"
+    path.write_text(yaml.safe_dump(study_dict(**changes)))
+    assert str(study_folder) not in check_study(path).tasks[0].name
+
+
+def test_one_mistake_is_one_line_and_several_are_a_list():
+    assert str(StudyError(["search: bad"], "s.yaml")) == "s.yaml: search: bad"
+    assert str(StudyError(["x", "y"], "s.yaml")) == "s.yaml: 2 mistakes\n  - x\n  - y"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2", "is not valid YAML: line 1, column 9"),
+        ("- a", "expected a mapping of keys at the top"),
+        ("", "expected a mapping of keys at the top"),
+        ("a: 1\n b: 2", "is not valid YAML: line 2, column 3"),
+    ],
+)
+def test_a_file_that_is_no_yaml_mapping(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(StudyError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(StudyError, match="nowhere.yaml: there is no such file"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(StudyError, match="can't be read"):
+        read_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: ü".encode("latin-1"))
+    with pytest.raises(StudyError, match="can't be read"):
+        read_yaml(tmp_path / "latin.yaml")
