@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from merge_core.combination import Bernoulli, Magnitude, Nothing, Selection
-from merge_core.masks import kept, stream_key
+from merge_core.masks import select, stream_key
 from merge_core.parents import Parents
 
 # Elements per piece. On a CPU a piece and its temporaries stay in the cache (fresh memory costs
@@ -141,24 +141,23 @@ class Geometry:
             _bound(sums)
             total = 0.0
             for start, delta in group.pieces(parent):
-                mask = kept(selection, delta, start)
-                size = delta.abs()
-                total += float((size if mask is None else size * mask).sum(dtype=torch.float64))
+                total += float(select(selection, delta, start).abs().sum(dtype=torch.float64))
             sums[selection] = total
         return sums[selection]
 
-    def _threshold(self, group: TensorGroup, parent: int, density: float) -> Magnitude:
+    def _threshold(self, group: TensorGroup, parent: int, density: float) -> Selection:
         """The k-th largest magnitude and the index after the last kept element of that size."""
         bins, counts = self._histogram(group, parent)
         keep = max(1, int(density * int(counts[-1])))
         at = int(torch.searchsorted(counts, keep))
-        above = int(counts[at - 1]) if at else 0
+        if int(bins[at]) == 0:
+            return None  # all that isn't zero is kept; which of the zeros are makes no difference
         sizes, places = _in_bin(group, parent, int(bins[at]))
-        threshold = float(sizes.sort(descending=True).values[keep - above - 1])
+        rank = keep - (int(counts[at - 1]) if at else 0)
+        threshold = sizes.topk(rank, sorted=False).values.min()
         ties = places[sizes == threshold]
-        return Magnitude(
-            threshold, int(ties[keep - above - int((sizes > threshold).sum()) - 1]) + 1
-        )
+        kept_ties = rank - int((sizes > threshold).sum())
+        return Magnitude(float(threshold), int(ties[kept_ties - 1]) + 1)
 
     def _histogram(self, group: TensorGroup, parent: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Bins of magnitude, largest first, and how many elements lie in them or above.
@@ -192,11 +191,16 @@ def _bins(delta: torch.Tensor) -> torch.Tensor:
 
 
 def _in_bin(group: TensorGroup, parent: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Magnitudes in one bin of the histogram and their positions, in order of position."""
+    low, high = (
+        torch.tensor([number, number + 1], dtype=torch.int32).mul(1 << 16).view(torch.float32)
+    )
     sizes: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     for start, delta in group.pieces(parent):
-        inside = (_bins(delta) == number).nonzero().flatten()
-        sizes.append(delta[inside].abs().cpu())
+        size = delta.abs_()
+        inside = ((size >= low) & (size < high)).nonzero().flatten()
+        sizes.append(size[inside].cpu())
         places.append(inside.cpu() + start)
     return torch.cat(sizes), torch.cat(places)
 

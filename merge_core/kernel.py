@@ -4,7 +4,7 @@ import torch
 
 from merge_core.combination import Combination, Linear, TaskVectors
 from merge_core.geometry import TensorGroup, spans, widen
-from merge_core.masks import kept
+from merge_core.masks import select
 
 
 def execute(combination: Combination, group: TensorGroup, out: torch.Tensor) -> None:
@@ -54,23 +54,26 @@ def _task_vectors(
         deltas, parts, combination.factors, combination.selections, strict=True
     ):
         torch.sub(widen(part, dtype), base, out=row)
-        if (mask := kept(selection, row, start)) is not None:
-            row.mul_(mask)
-        row.mul_(factor)
-    return base + combination.scale * _consensus(combination, deltas)
+        torch.mul(select(selection, row, start), factor, out=row)
+    return _merged(combination, deltas).mul_(combination.scale).add_(base)
 
 
-def _consensus(combination: TaskVectors, deltas: torch.Tensor) -> torch.Tensor:
-    """Sum over parents; with consensus only of elements that have the sum's sign (0 votes +)."""
+def _merged(combination: TaskVectors, deltas: torch.Tensor) -> torch.Tensor:
+    """Sum over parents; with consensus only of elements that have the sum's sign (0 votes +).
+
+    Args:
+        combination: Whether and how to agree and normalise.
+        deltas: Weighed task vectors, `(parents, count)`; overwritten.
+    """
+    total = deltas.sum(0)
     if not combination.consensus:
         weight = sum(combination.weights)
-        divisor = weight if combination.normalize and abs(weight) >= 1e-8 else 1.0
-        return deltas.sum(0) / divisor
-    sign = torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
-    agrees = deltas.sign() == sign
-    mixed = (deltas * agrees).sum(0)
+        return total.div_(weight) if combination.normalize and abs(weight) >= 1e-8 else total
+    sign = torch.ones_like(total).copysign_(total.add_(0.0))  # adding 0 turns -0 into +0
+    agreeing = deltas.mul_(sign).clamp_(min=0)  # turned so that agreeing elements are positive
+    merged = agreeing.sum(0).mul_(sign)
     if combination.normalize:
         weights = torch.tensor(combination.weights, dtype=torch.float32, device=deltas.device)
-        divisor = (agrees * weights[:, None]).sum(0)
-        mixed /= torch.where(divisor == 0, 1.0, divisor)
-    return mixed
+        divisor = weights @ agreeing.sign_()
+        merged.div_(divisor.add_(divisor == 0))  # nobody took part: divide nothing by one
+    return merged

@@ -1,1 +1,1 @@
-"""The quickstart study: a family of tiny language models, made in a minute without a network."""
+"""The quickstart study: a family of tiny language models, made here without a network."""

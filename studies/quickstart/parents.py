@@ -18,7 +18,7 @@ import signal
 import string
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,7 +171,7 @@ def _write_tasks(folder: Path, count: int, seed: int) -> frozenset[str]:
 
 
 @contextmanager
-def _trainers(processes: int) -> Iterator[Executor]:
+def _trainers(processes: int) -> Generator[Executor, None, None]:
     if processes == 0:
         yield _InThisProcess()
         return
@@ -224,13 +224,13 @@ def _train_and_save(
 
 
 @contextmanager
-def _quiet_and_alone() -> Iterator[None]:
+def _quiet_and_alone() -> Generator[None, None, None]:
     """One thread, random state of its own, no progress bars; all of it undone at the end."""
     threads, bars = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
     torch.set_num_threads(1)  # sums in one order: the same weights in every run
     transformers_logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
             yield
     finally:
         torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from evals.errors import EvaluationError
 from evals.harness import Harness, OpenTask, TaskRequest, open_tasks
 from evals.items import Counts, Role
 from evals.resident import Resident
@@ -24,6 +25,8 @@ TASKS = {
     "tiny_generate": ("exact_match",),
 }
 ROUND = {name: f"{metrics[0]},none" for name, metrics in TASKS.items()}
+
+COUNTS = Counts(12, 4, 8)
 
 OpenLocal = Callable[..., tuple[OpenTask, ...]]
 HarnessOf = Callable[..., Harness]
@@ -140,6 +143,41 @@ def test_num_fewshot_overrides_the_task(open_local: OpenLocal, harness_of: Harne
     assert benchmark.items[Role.SEARCH][0].requests[0].args[0].count(" is") == 5
 
 
+@pytest.mark.xfail(strict=True, reason="examples come from the whole test set")
+def test_few_shot_examples_are_never_holdout_items(
+    study_folder: Path, tmp_path: Path, harness_of: HarnessOf
+):
+    """A task may take its examples from the very set that it tests on."""
+    task = yaml.safe_load((study_folder / "tasks/tiny_shots.yaml").read_text())
+    task |= {"task": "tiny_same", "fewshot_split": "test"}
+    _write_task(tmp_path, task, study_folder)
+    opened = open_tasks([TaskRequest("tiny_same")], Counts(20, 5, 20), 0, [tmp_path], pytest.fail)
+    (benchmark,) = harness_of(opened, tuple(Role)).benchmarks
+    held = [item.document["query"] for item in benchmark.items[Role.HOLDOUT]]
+    prompts = [item.requests[0].args[0] for item in benchmark.items[Role.SEARCH]]
+    assert not any(query in prompt for query in held for prompt in prompts)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="a library's own error, exit code 1")
+@pytest.mark.parametrize(
+    ("request_", "settings"),
+    [
+        (TaskRequest("tiny_choice"), {"chat_template": True}),  # the tokenizer has none
+        (TaskRequest("tiny_shots", num_fewshot=50), {}),  # there are 15 to draw from
+    ],
+    ids=["chat template", "shots"],
+)
+def test_what_cannot_be_prompted_is_one_message(
+    open_local: OpenLocal, harness_of: HarnessOf, request_: TaskRequest, settings: dict
+):
+    tasks = open_local(request_)
+    try:
+        harness_of(tasks, **settings)
+    except EvaluationError:
+        return
+    pytest.fail("nothing was said")
+
+
 def test_metric_and_direction_come_from_the_task(open_local: OpenLocal):
     found = {t.name: (t.metric, t.higher_is_better) for t in open_local(*TASKS)}
     assert found == {
@@ -210,7 +248,7 @@ def test_relative_data_paths_begin_at_the_tasks_file(
     assert Path.cwd() == tmp_path
 
 
-def test_a_yaml_file_is_a_task(study_folder: Path, tmp_path: Path, harness_of: HarnessOf):
+def test_a_yaml_file_is_a_task(study_folder: Path, harness_of: HarnessOf):
     path = study_folder / "tasks/tiny_choice.yaml"
     found: list[str] = []
     tasks = open_tasks(
@@ -260,7 +298,7 @@ def test_a_task_that_gives_no_numbers_is_unscored(open_local: OpenLocal, harness
 
 
 def test_the_digest_follows_the_prompts(open_local: OpenLocal, harness_of: HarnessOf):
-    def digest(request: TaskRequest | str, counts: Counts = Counts(12, 4, 8)) -> str:
+    def digest(request: TaskRequest | str, counts: Counts = COUNTS) -> str:
         return harness_of(open_local(request, counts=counts)).benchmarks[0].digest
 
     assert digest("tiny_shots") == digest("tiny_shots")

@@ -126,7 +126,7 @@ def test_the_requested_dtype_is_that_of_the_weights(families: Callable[[str], Pa
 
 
 def test_an_unknown_family_is_refused(families: Callable[[str], Path]):
-    with pytest.raises(EvaluationError, match="transformers knows no model_type 'llamo'$"):
+    with pytest.raises(EvaluationError, match=r"transformers knows no model_type 'llamo'$"):
         build(families("llama") / "base", model_type="llamo")
 
 
@@ -147,7 +147,9 @@ def test_a_tensor_without_a_place_is_named(families: Callable[[str], Path]):
     names = [*checkpoint.tensors, "model.layers.0.experts.weight"]
     with pytest.raises(EvaluationError) as error:
         build_resident(checkpoint.config, folder, names, torch.float32, torch.device("cpu"))
-    assert "tensor 'model.layers.0.experts.weight' of the checkpoint has no place" in str(error.value)
+    assert "tensor 'model.layers.0.experts.weight' of the checkpoint has no place" in str(
+        error.value
+    )
 
 
 def test_a_tensor_that_no_merge_writes_is_named(families: Callable[[str], Path]):

@@ -98,6 +98,15 @@ def test_a_benchmark_counts_by_its_weight_not_by_its_size():
     assert paired_gain(ours, theirs, [1.0, 3.0]).value == pytest.approx((1 - 3 * 0.75) / 4)
 
 
+def test_the_p_value_counts_items_as_the_gain_does():
+    """One loss among 2 items outweighs three wins among 30, whatever the signs."""
+    ours = [np.array([1.0] * 3 + [0.0] * 27), np.zeros(2)]
+    theirs = [np.zeros(30), np.array([1.0, 0.0])]
+    gain = paired_gain(ours, theirs, [1.0, 1.0])
+    assert gain.value == pytest.approx(-0.2)
+    assert gain.p == 1.0
+
+
 def test_the_same_comparison_gives_the_same_numbers():
     generator = np.random.default_rng(3)
     ours, theirs = answers(generator, 0.6), answers(generator, 0.5)

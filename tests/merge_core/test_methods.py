@@ -10,7 +10,7 @@ from reference_merges import fast_merge
 from merge_core import geometry
 from merge_core.combination import Bernoulli
 from merge_core.errors import RecipeError
-from merge_core.masks import kept, stream_key
+from merge_core.masks import select, stream_key
 from merge_core.registry import Base, Range, find_method, merge_method, merge_methods
 
 METHODS = tuple(merge_methods())
@@ -114,8 +114,8 @@ def test_numbers_have_a_range_to_search(method):
 
 # Parity with the slow twins.
 
-WEIGHTS = ((1.0, 1.0, 1.0), (0.3, 0.0, 0.9), (0.7, -0.4, 0.2), (-0.5, -0.25, -0.1))
-DENSITIES = ((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.01, 0.34, 0.99), (0.0, 0.2, 1.0), (-3, 0.1, 2))
+WEIGHTS = ((1.0, 1.0, 1.0), (0.3, 0.0, 0.9), (0.7, -0.4, 0.2))
+DENSITIES = ((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.01, 0.34, 0.99), (0.0, -3.0, 2.0))
 every_weight = pytest.mark.parametrize("weight", WEIGHTS, ids=str)
 every_density = pytest.mark.parametrize("density", DENSITIES, ids=str)
 normalized_or_not = pytest.mark.parametrize("normalize", [True, False])
@@ -380,10 +380,10 @@ def generator(seed):
 
 
 def bernoulli(parent, density, shape, seed):
-    flat = torch.zeros(shape).flatten()
+    ones = torch.ones(shape).flatten()
     if density >= 1:
-        return torch.ones(shape, dtype=torch.bool)
-    return kept(Bernoulli(density, stream_key(seed, "t", parent)), flat, 0).view(shape)
+        return ones.view(shape) == 1
+    return select(Bernoulli(density, stream_key(seed, "t", parent)), ones, 0).view(shape) != 0
 
 
 def close(actual, expected, tolerance=2e-6):

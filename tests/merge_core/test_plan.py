@@ -269,6 +269,18 @@ def test_lists_per_layer_follow_their_layers():
     assert plan.config["num_hidden_layers"] == 2
 
 
+@pytest.mark.xfail(strict=True, reason="with_depth reads the donor's list for every slice")
+def test_lists_per_layer_come_from_the_parent_that_gives_the_layer():
+    parents = {
+        "a": checkpoint("a", 3, config={"layer_types": ["u", "v", "w"]}),
+        "b": checkpoint("b", 5, config={"layer_types": ["p", "q", "r", "s", "t"]}),
+    }
+    slices = [{"sources": ranged(a=[0, 2])}, {"sources": ranged(b=[2, 5])}]
+    recipe = {"merge_method": "passthrough", "slices": slices}
+    plan = compile_plan(from_dict(recipe), parents)
+    assert plan.config["layer_types"] == ["u", "v", "r", "s", "t"]
+
+
 def test_parents_are_checked_by_position_not_by_prefix():
     """A folder of the bare model counts its layers under another prefix."""
     bare = checkpoint("b", prefix="model.layers.", outer={})
@@ -529,6 +541,19 @@ HEADLESS = {name: shape for name, shape in OUTER.items() if name != "lm_head.wei
 def test_parents_that_do_not_fit(a, b, message):
     with pytest.raises(RecipeError, match=message):
         compile_plan(from_dict(linear()), {"a": checkpoint("a", **a), "b": checkpoint("b", **b)})
+
+
+@pytest.mark.xfail(strict=True, reason="_check_layer_names leaves out the base of task vectors")
+def test_a_tensor_of_the_base_alone_is_not_lost():
+    parents = {"base": checkpoint("base", layer=LAYER | {"bias": (4,)}), "a": checkpoint("a")}
+    with pytest.raises(RecipeError, match=r"tensor 'layers.0.bias'.*'base'"):
+        compile_plan(from_dict(task_arithmetic(["a"])), parents)
+
+
+@pytest.mark.xfail(strict=True, reason="_check_inputs looks at the sources without the base")
+def test_a_base_that_is_listed_twice_is_refused():
+    with pytest.raises(RecipeError, match="a model appears twice"):
+        compiled(task_arithmetic(["base", "a", "base"]))
 
 
 def compiled(recipe, layers=4, seed=0):

@@ -146,20 +146,18 @@ def test_recipe_models_tasks_and_items_are_checked_together(study_folder: Path):
 def test_a_recipe_that_does_not_fit_its_parents_is_named_with_its_method(study_folder: Path):
     recipe = study_dict()["recipe"] | {"merge_method": {"choice": ["task_arithmetic", "slerp"]}}
     found = check(study_folder, "fit", recipe=recipe)
-    assert any(line.startswith("recipe.models[0].parameters.weight: ") or
-               line.startswith("recipe (slerp): merge_method 'slerp' takes exactly 2") for line in found)
+    assert found[0].startswith("recipe (slerp): merge_method 'slerp' takes exactly 2 models")
+    assert len(found) == 1
 
 
 def test_a_group_that_matches_no_tensor_is_a_mistake(study_folder: Path):
-    hole = {"range": [0, 1], "by": ["attention", "*"]}
+    hole = {"range": [0, 1], "by": ["self.attn", "*"]}
     recipe = study_dict()["recipe"] | {"models": [{"model": "a", "parameters": {"weight": hole}}]}
     found = check(study_folder, "group", recipe=recipe)
-    assert found == ("recipe: by: 'attention' is part of no tensor's name",)
+    assert found == ("recipe: by: 'self.attn' is part of no tensor's name",)
 
 
-def test_cuda_is_refused_where_there_is_none(
-    study_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_cuda_is_refused_where_there_is_none(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = check(study_folder, "cuda", device="cuda:0")
     assert found == ("device: 'cuda:0' is asked for, but this machine has no CUDA device",)
@@ -206,7 +204,7 @@ def test_a_file_that_is_no_yaml_mapping(tmp_path: Path, text: str, message: str)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
-    with pytest.raises(StudyError, match="nowhere.yaml: there is no such file"):
+    with pytest.raises(StudyError, match=r"nowhere\.yaml: there is no such file"):
         read_yaml(tmp_path / "nowhere.yaml")
     with pytest.raises(StudyError, match="can't be read"):
         read_yaml(tmp_path)

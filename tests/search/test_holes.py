@@ -96,13 +96,16 @@ def test_slices_have_dimensions_of_their_own(read_space: Read):
         return {"sources": [{"model": "a"} | source, {"model": "b"} | source]}
 
     space = read_space({"merge_method": "linear", "slices": [part(0, 1), part(1, 3)]})
-    assert names(space) == ["slice0.a.weight", "slice0.b.weight", "slice1.a.weight", "slice1.b.weight"]
+    assert names(space) == [
+        "slice0.a.weight",
+        "slice0.b.weight",
+        "slice1.a.weight",
+        "slice1.b.weight",
+    ]
 
 
 def test_required_parameters_that_are_left_out_become_holes(read_space: Read):
-    space = read_space(
-        {"merge_method": "ties", "base_model": "base", "models": ["base", "a", "b"]}
-    )
+    space = read_space({"merge_method": "ties", "base_model": "base", "models": ["base", "a", "b"]})
     declared = merge_methods()["ties"].parameter("weight").range
     assert names(space) == ["a.weight", "b.weight"]
     assert {(d.low, d.high) for d in space.dimensions} == {(declared.low, declared.high)}

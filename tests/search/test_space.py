@@ -95,8 +95,10 @@ def test_knots_without_groups_are_a_plain_gradient(read_space: Read):
 def test_a_gradient_reaches_the_layers(read_space: Read, checkpoints: dict[str, Checkpoint]):
     hole = {"range": [0, 1], "knots": 2, "by": ["mlp", "*"]}
     space = read_space({"merge_method": "linear", "models": ["a"], "parameters": {"weight": hole}})
-    values = {f"weight[{g}]@{k}": v for g, k, v in
-              [("mlp", 0, 0.0), ("mlp", 1, 1.0), ("*", 0, 0.5), ("*", 1, 0.5)]}
+    values = {
+        f"weight[{g}]@{k}": v
+        for g, k, v in [("mlp", 0, 0.0), ("mlp", 1, 1.0), ("*", 0, 0.5), ("*", 1, 0.5)]
+    }
     plan = compile_plan(space.decode(values), checkpoints)
     weights = {step.out: dict(step.params)["weight"] for step in plan.steps}
     assert [weights[f"model.layers.{n}.mlp.up_proj.weight"] for n in range(3)] == [
@@ -130,11 +132,27 @@ def test_starts_lie_inside_the_ranges_and_cover_every_method(space: SearchSpace)
             assert inside, d.name
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "inside"), [(0.6, 0.9, (0.6, 0.9)), (1.2, 2.0, (1.2, 1.2))]
+)
+def test_a_range_without_the_usual_values_starts_at_its_edge(
+    read_space: Read, low: float, high: float, inside: tuple[float, float]
+):
+    hole = {"range": [low, high]}
+    space = read_space(
+        {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": hole}}
+    )
+    assert tuple(values["weight"] for values in space.starts())[:2] == inside
+
+
 def test_starts_begin_with_the_plain_average(read_space: Read):
     hole = {"weight": {"range": [0.0, 1.5]}}
     models = [{"model": name, "parameters": hole} for name in ("a", "b")]
     space = read_space({"merge_method": "task_arithmetic", "base_model": "base", "models": models})
-    assert space.starts() == ({"a.weight": 0.5, "b.weight": 0.5}, {"a.weight": 1.0, "b.weight": 1.0})
+    assert space.starts() == (
+        {"a.weight": 0.5, "b.weight": 0.5},
+        {"a.weight": 1.0, "b.weight": 1.0},
+    )
 
 
 @pytest.mark.xfail(strict=True, reason="a point per level, though the levels move weights only")
@@ -150,6 +168,8 @@ def test_groups_are_listed_for_the_check(space: SearchSpace):
 
 
 def test_the_description_tells_spaces_apart(space: SearchSpace, read_space: Read):
-    other = EVERYTHING | {"parameters": EVERYTHING["parameters"] | {"lambda": {"range": [0.1, 1.9]}}}
+    other = EVERYTHING | {
+        "parameters": EVERYTHING["parameters"] | {"lambda": {"range": [0.1, 1.9]}}
+    }
     assert space.describe() == read_space(EVERYTHING).describe()
     assert space.describe() != read_space(other).describe()

@@ -1,0 +1,222 @@
+"""The command: help, exit codes, one message and no traceback."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_study import study_dict
+from typer.testing import CliRunner
+
+from search import cli
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = ("quickstart", "run", "compare", "export", "merge")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `outcross` in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["outcross", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def recipe(study_folder: Path, tmp_path: Path) -> Path:
+    """A mergekit recipe over the study's models."""
+    models = [
+        {"model": str(study_folder / "models" / name), "parameters": {"weight": 0.5}}
+        for name in ("a", "b")
+    ]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    return path
+
+
+def write(path: Path, **changes: object) -> Path:
+    path.write_text(yaml.safe_dump(study_dict(**changes), sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str):
+    shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
+    assert f"outcross {command}" in text
+    assert "--verbose" in text
+
+
+def test_help_lists_every_command_and_where_to_start():
+    shown = CliRunner().invoke(cli.app, ["--help"]).output
+    for command in COMMANDS:
+        assert command in shown
+    assert {c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+    assert "outcross quickstart" in shown
+
+
+def test_no_arguments_show_the_help(run: Run):
+    code, out, err = run()
+    assert "quickstart" in out + err
+    assert code in (0, 2)
+
+
+def test_an_unknown_option_is_a_usage_error(run: Run):
+    code, _, err = run("run", "--nonsense", "study.yaml")
+    assert code == 2
+    assert "--nonsense" in err
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_missing_study_file(run: Run, command: str, tmp_path: Path):
+    path = tmp_path / "nowhere.yaml"
+    assert run(command, path) == (2, "", f"outcross: {path}: there is no such file\n")
+
+
+def test_mistakes_in_the_study_are_listed(run: Run, study_folder: Path):
+    path = write(study_folder / "bad.yaml", device="gpu", search={"trails": 1})
+    code, out, err = run("run", path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"outcross: {path}: 2 mistakes\n  - search.trails: unknown key;")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [("compare",), ("export",)])
+def test_nothing_has_been_run_yet(
+    run: Run, study_folder: Path, tmp_path: Path, arguments: tuple[str, ...]
+):
+    path = write(study_folder / "unrun.yaml", name="unrun")
+    more = (tmp_path / "out",) if arguments == ("export",) else ()
+    code, out, err = run(*arguments, path, *more)
+    assert (code, out) == (3, "")
+    last = err.splitlines()[-1]
+    assert last == "outcross: study 'unrun' has not been run yet; run it first"
+    assert not (study_folder / "runs").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(run: Run, recipe: Path, tmp_path: Path):
+    code, out, err = run("merge", recipe, tmp_path / "out", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.startswith("30 tensors, 3 layers, writes ")
+    assert '"out": "model.layers.2.mlp.up_proj.weight"' in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_needs_no_folder(run: Run, recipe: Path):
+    assert run("merge", recipe, "--dry-run")[0] == 0
+
+
+def test_merge_without_a_folder_is_a_mistake(run: Run, recipe: Path):
+    code, _, err = run("merge", recipe)
+    assert code == 2
+    assert err == "outcross: outcross merge: give the folder to write to, or --dry-run\n"
+
+
+def test_merge_writes_a_model_with_its_recipe(run: Run, recipe: Path, tmp_path: Path):
+    code, out, _ = run("merge", recipe, tmp_path / "out")
+    assert code == 0
+    assert out.endswith(f"Wrote {tmp_path / 'out'}.\n")
+    assert (tmp_path / "out/model.safetensors").is_file()
+    assert (tmp_path / "out/recipe.yaml").read_text() == recipe.read_text()
+
+
+def test_merge_does_not_write_over_a_folder(run: Run, recipe: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("x")
+    code, _, err = run("merge", recipe, tmp_path / "out")
+    assert code == 2
+    assert str(tmp_path / "out") in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "linnear"}, "'linnear' is unknown; did you mean 'linear'?"),
+        ({"tokenizer_source": "union"}, "'tokenizer_source' can't be merged yet"),
+        ({"models": [{"model": "./nowhere"}]}, "'./nowhere': there is no such folder"),
+        ({"parameters": {"wieght": 1}}, "no parameter 'wieght'; did you mean 'weight'?"),
+        ({"parameters": {"weight": {"range": [0, 1]}}}, "unknown key 'range'"),
+    ],
+)
+def test_a_mistake_in_a_recipe(run: Run, recipe: Path, change: dict[str, object], message: str):
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | change))
+    code, _, err = run("merge", recipe, "--dry-run")
+    assert code == 2
+    assert err.startswith(f"outcross: {recipe}: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.xfail(strict=True, reason="torch's own error, exit code 1")
+def test_an_unknown_device_is_a_mistake(run: Run, recipe: Path, tmp_path: Path):
+    assert run("merge", recipe, tmp_path / "out", "--device", "gpu")[0] == 2
+
+
+def test_an_unexpected_error_is_one_line_with_its_type(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("search.commands.check_study", broken)
+    code, _, err = run("run", tmp_path / "study.yaml")
+    assert code == 1
+    assert err == (
+        "outcross: division by zero (ZeroDivisionError; run again with -v for the traceback)\n"
+    )
+
+
+def test_verbose_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("search.commands.check_study", broken)
+    monkeypatch.setattr(sys, "argv", ["outcross", "run", str(tmp_path / "study.yaml"), "-v"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_an_interrupt_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.commands.check_study", interrupted)
+    code, _, err = run("run", tmp_path / "study.yaml")
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_another_distribution_with_our_names_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    providers = {"search": ["outcross", "search-engine"], "evals": ["outcross"]}
+    monkeypatch.setattr("search.clash.packages_distributions", lambda: providers)
+    code, _, err = run("run", tmp_path / "study.yaml")
+    assert code == 2
+    assert err.startswith("outcross: the package 'search' is also provided by search-engine; ")
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, search.cli; sys.exit(bool({'torch', 'optuna', 'lm_eval'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_installed_command():
+    command = Path(sys.executable).with_name("outcross")
+    ended = subprocess.run(
+        [command, "run", "--nonsense"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "--nonsense" in ended.stderr
+    assert "Traceback" not in ended.stderr
