@@ -6,6 +6,7 @@ filters and metrics are lm-eval's own.
 """
 
 import contextlib
+import difflib
 import hashlib
 import logging
 import time
@@ -46,11 +47,12 @@ class TaskRequest:
     """A benchmark that a study names.
 
     Attributes:
-        task: Name of an installed or local lm-eval task or group, or path of its YAML file.
+        task: Name of an installed or local lm-eval task or group, or the study's path of its file.
         metric: The metric that the study looks at, or None for the task's first.
         num_fewshot: Overrides the task's own number of examples.
         higher_is_better: Overrides the metric's own direction.
         weight: What it counts among the study's benchmarks.
+        file: Where the task's YAML file is, if the study names one.
     """
 
     task: str
@@ -58,6 +60,7 @@ class TaskRequest:
     num_fewshot: int | None = None
     higher_is_better: bool | None = None
     weight: float = 1.0
+    file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,16 @@ class OpenTask:
     weight: float
     split: Split
 
+    @property
+    def digest(self) -> str:
+        """sha256 over the content of every role's items: changes when any of them does."""
+        seen = hashlib.sha256()
+        for role, places in self.split.roles.items():
+            seen.update(role.encode())
+            for place in places:
+                seen.update(self.hashes[place].encode())
+        return seen.hexdigest()
+
 
 def open_tasks(
     requests: Sequence[TaskRequest],
@@ -241,7 +254,7 @@ def _task_manager(requests: Sequence[TaskRequest], include: Sequence[Path]) -> T
     paths: list[str | Path] = [str(path) for path in include]
     local = TaskManager(include_path=paths, include_defaults=False)
     known = set(local.all_tasks)
-    if all(request.task in known or Path(request.task).is_file() for request in requests):
+    if all(request.file or request.task in known for request in requests):
         return local
     return TaskManager(include_path=paths, include_defaults=True)
 
@@ -253,9 +266,32 @@ def _open_task(manager: TaskManager, request: TaskRequest, counts: Counts, seed:
     if better is None:
         better = bool(tasks[0].higher_is_better().get(metric.split(",")[0], True))
     documents = tuple((task, doc) for task in tasks for doc in task.eval_docs)
-    hashes = tuple(content_hash({"task": task.task_name, "doc": doc}) for task, doc in documents)
+    hashes = tuple(_document_hash(task, doc) for task, doc in documents)
     dealt = split(request.task, hashes, counts, seed)
-    return OpenTask(request.task, documents, hashes, metric, better, request.weight, dealt)
+    opened = OpenTask(request.task, documents, hashes, metric, better, request.weight, dealt)
+    for task in tasks:
+        _keep_examples_apart(task, opened)
+    return opened
+
+
+def _keep_examples_apart(task: ConfigurableTask, opened: OpenTask) -> None:
+    """Few-shot examples may come from the scored split; never from an item with a role."""
+    shots = task.config.num_fewshot or 0
+    if not shots or getattr(task, "sampler", None) is None:
+        return
+    used = {opened.hashes[place] for places in opened.split.roles.values() for place in places}
+    free = [doc for doc in task.sampler.df if _document_hash(task, doc) not in used]
+    if len(free) < shots:
+        raise EvaluationError(
+            f"task '{opened.name}': {len(free)} documents are left for its {shots} few-shot "
+            "examples when the scored items are taken out; ask for fewer under 'items', or set "
+            "num_fewshot lower"
+        )
+    task.sampler.df = free
+
+
+def _document_hash(task: ConfigurableTask, document: Any) -> str:
+    return content_hash({"task": task.task_name, "doc": document})
 
 
 def _build_benchmark(
@@ -273,11 +309,11 @@ def _build_benchmark(
 
 def _load_tasks(manager: TaskManager, request: TaskRequest) -> list[ConfigurableTask]:
     try:
-        with contextlib.chdir(_home(manager, request.task)):  # lm-eval takes them from the cwd
-            loaded = manager.load([request.task])["tasks"]
+        with contextlib.chdir(_home(manager, request)):  # lm-eval takes them from the cwd
+            loaded = manager.load([str(request.file or request.task)])["tasks"]
     except KeyError:
-        known = [name for name in manager.all_tasks if request.task.split("_")[0] in name][:8]
-        hint = f"; similar: {', '.join(known)}" if known else ""
+        close = difflib.get_close_matches(request.task, manager.all_tasks, n=3, cutoff=0.7)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise EvaluationError(
             f"task '{request.task}': lm-eval has no task of that name{hint}"
         ) from None
@@ -290,10 +326,10 @@ def _load_tasks(manager: TaskManager, request: TaskRequest) -> list[Configurable
     return tasks
 
 
-def _home(manager: TaskManager, name: str) -> Path:
+def _home(manager: TaskManager, request: TaskRequest) -> Path:
     """Where a task's relative data paths begin: the folder of its YAML file."""
-    entry = manager.task_index.get(name)
-    path = entry.yaml_path if entry else Path(name) if Path(name).is_file() else None
+    entry = manager.task_index.get(request.task)
+    path = request.file or (entry.yaml_path if entry else None)
     return path.resolve().parent if path else Path.cwd()
 
 
@@ -329,23 +365,32 @@ def _build_item(
     template = harness.lm.apply_chat_template if harness.settings.chat_template else None
     if getattr(task, "sampler", None) is not None:
         task.set_fewshot_seed(int(digest[:8], 16) ^ seed)
-    context = task.fewshot_context(
-        document,
-        num_fewshot=task.config.num_fewshot or 0,
-        system_instruction=harness.settings.system_instruction,
-        apply_chat_template=template is not None,
-        chat_template=template,
-        gen_prefix=task.doc_to_prefix(document),
-    )
-    built = task.construct_requests(
-        doc=document,
-        ctx=context,
-        metadata=(task.task_name, at, task.config.repeats or 1),
-        apply_chat_template=template is not None,
-        chat_template=template,
-    )
+    try:
+        context = task.fewshot_context(
+            document,
+            num_fewshot=task.config.num_fewshot or 0,
+            system_instruction=harness.settings.system_instruction,
+            apply_chat_template=template is not None,
+            chat_template=template,
+            gen_prefix=task.doc_to_prefix(document),
+        )
+        built = task.construct_requests(
+            doc=document,
+            ctx=context,
+            metadata=(task.task_name, at, task.config.repeats or 1),
+            apply_chat_template=template is not None,
+            chat_template=template,
+        )
+    except Exception as error:  # templates and samplers fail in types of their own
+        raise EvaluationError(f"task '{task.task_name}': no prompt can be made: {error}") from None
     requests = tuple(built) if isinstance(built, list) else (built,)
     windows = tuple(_windows(harness.lm, request) for request in requests)
+    longest = max((len(answer) for parts in windows for _, answer in parts), default=0)
+    if longest > harness.lm.max_length:
+        raise EvaluationError(
+            f"task '{task.task_name}': an answer has {longest} tokens, more than the "
+            f"{harness.lm.max_length} that evaluation.max_length or the model allows"
+        )
     prompts = hashlib.sha256(repr([request.args for request in requests]).encode()).hexdigest()
     return Item(task, document, requests, windows, prompts)
 

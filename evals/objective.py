@@ -33,7 +33,7 @@ def item_scores(card: Scorecard, benchmarks: Sequence[Benchmark]) -> list[Array]
     arrays: list[Array] = []
     for benchmark in benchmarks:
         values = card.items[benchmark.name][benchmark.metric]
-        plain = [v[0] / v[-1] if isinstance(v, tuple) else v for v in values]
+        plain = [_per_unit(v) for v in values]
         raised = benchmark.aggregate([_raised(v) for v in values]) > benchmark.aggregate(values)
         sign = 1.0 if raised == benchmark.higher_is_better else -1.0
         arrays.append(np.asarray(plain, dtype=np.float64) * sign)
@@ -42,3 +42,10 @@ def item_scores(card: Scorecard, benchmarks: Sequence[Benchmark]) -> list[Array]
 
 def _raised(value: Value) -> Value:
     return (value[0] + 1e-3, *value[1:]) if isinstance(value, tuple) else value + 1e-3
+
+
+def _per_unit(value: Value) -> float:
+    """A log-likelihood per word or byte; an empty text has none of either and says nothing."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] / value[-1] if value[-1] else 0.0

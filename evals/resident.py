@@ -1,11 +1,13 @@
 """The model that every candidate is poured into: built once, never reloaded."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers.core_model_loading as loading
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -13,11 +15,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (  # pyright: ignore[reportUnknownVariableType]
-    WeightConverter,
-    WeightRenaming,
-    rename_source_key,
-)
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -88,10 +85,14 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
             tensors into one.
     """
     tensors: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
+    # Causal masks that old checkpoints store as buffers, for one.
+    ignored: list[str] = list(model._keys_to_ignore_on_load_unexpected or ())  # pyright: ignore
     slots: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
     for name, place in _places(model, names, tensors):
         if (tensor := tensors.get(place)) is None:
+            if any(re.search(pattern, name) for pattern in ignored):
+                continue
             raise EvaluationError(
                 f"tensor '{name}' of the checkpoint has no place in {type(model).__name__}; "
                 "this family stores its weights in another form than it uses, which isn't "
@@ -114,10 +115,10 @@ def _places(
 ) -> Iterator[tuple[str, str]]:
     """Each checkpoint name with the name under which transformers would load it."""
     rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    packings = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamings = [rule for rule in rules if isinstance(rule, loading.WeightRenaming)]
+    packings = [rule for rule in rules if isinstance(rule, loading.WeightConverter)]
     for name in names:
-        place, packed = rename_source_key(
+        place, packed = loading.rename_source_key(  # pyright: ignore[reportUnknownMemberType]
             name, renamings, packings, model.base_model_prefix, dict(tensors)
         )
         yield name, "" if packed else place

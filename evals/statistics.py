@@ -76,6 +76,8 @@ def _interval(differences: list[Array], shares: Array, seed: int) -> tuple[float
         means = np.stack([sample.mean(axis=axis) for sample in samples])
         return cast("Array", np.tensordot(shares, means, axes=1))
 
+    if min(d.size for d in differences) < 2:
+        raise ValueError("an interval needs two items of each benchmark or more")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
@@ -91,15 +93,17 @@ def _interval(differences: list[Array], shares: Array, seed: int) -> tuple[float
 
 def _p_value(differences: list[Array], shares: Array, seed: int) -> float:
     """Sign flips of all items at once; each counts with its share of the weighted mean."""
-    scaled = np.concatenate(
-        [d * share / d.size for d, share in zip(differences, shares, strict=True)]
-    )
+    parts = [d * share / d.size for d, share in zip(differences, shares, strict=True)]
+    scaled = np.concatenate(parts)
+    scaled = scaled[scaled != 0]  # an item without a difference stays so whatever its sign
+    if scaled.size < 2:
+        return 1.0  # one flip of a sign proves nothing
 
     def total(sample: Array, axis: int = -1) -> Array:
         return cast("Array", sample.sum(axis=axis))
 
     found = stats.permutation_test(
-        (scaled[scaled != 0],),  # an item without a difference stays so whatever its sign
+        (scaled,),
         total,
         permutation_type="samples",
         n_resamples=RESAMPLES,

@@ -121,8 +121,8 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        what = "has no config.json" if folder.is_dir() else "does not exist"
-        raise CheckpointError(f"{where}: the folder {what}; give a Hugging Face model folder")
+        what = "has no config.json" if folder.is_dir() else "is no folder"
+        raise CheckpointError(f"{where}: the path {what}; give a Hugging Face model folder")
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -133,21 +133,35 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
 
 
 def _read_headers(folder: Path, where: str) -> dict[str, TensorSpec]:
+    if not (folder / INDEX).is_file():
+        return _read_header(folder / _single_file(folder, where), where)
+    promised = _read_index(folder, where)
     specs: dict[str, TensorSpec] = {}
-    for file in _weight_files(folder, where):
+    for file in sorted(set(promised.values())):
         specs |= _read_header(folder / file, where)
+    if lost := sorted(promised.keys() - specs.keys()):
+        raise CheckpointError(f"{where}: {INDEX} names tensor '{lost[0]}', which no file holds")
     return dict(sorted(specs.items()))
 
 
-def _weight_files(folder: Path, where: str) -> tuple[str, ...]:
-    if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{where}: {INDEX} is damaged; copy it again") from None
-        return tuple(sorted(set(index.values())))
+def _read_index(folder: Path, where: str) -> dict[str, str]:
+    """File by tensor name."""
+    try:
+        index = json.loads((folder / INDEX).read_text("utf-8"))
+        return {str(name): _file_name(file) for name, file in index["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{where}: {INDEX} is damaged; copy it again") from None
+
+
+def _file_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _single_file(folder: Path, where: str) -> str:
     if (folder / SINGLE).is_file():
-        return (SINGLE,)
+        return SINGLE
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
     hint = (
         f"found {pickled[0]}, which is pickled and is never loaded; save the model again with "
@@ -163,7 +177,8 @@ def _read_header(path: Path, where: str) -> dict[str, TensorSpec]:
         raise CheckpointError(f"{where}: {path.name} is named in {INDEX} but is missing")
     try:
         with safe_open(path, framework="pt") as handle:  # pyright: ignore[reportUnknownVariableType]
-            return {name: _spec(handle, name, path, where) for name in handle.keys()}  # noqa: SIM118  # pyright: ignore
+            names = sorted(handle.keys())  # pyright: ignore
+            return {name: _spec(handle, name, path, where) for name in names}  # pyright: ignore
     except CheckpointError:
         raise
     except Exception as error:  # safetensors raises a type of its own without a public name

@@ -69,9 +69,11 @@ class TensorGroup:
 
     def random(self, parent: int, density: float) -> Selection:
         """Keep each element of a task vector with probability `density`."""
-        return (
-            None if density >= 1 else Bernoulli(density, stream_key(self.seed, self.name, parent))
-        )
+        if density >= 1:
+            return None
+        if density <= 0:
+            return Nothing()
+        return Bernoulli(density, stream_key(self.seed, self.name, parent))
 
     def rescale(self, parent: int, selection: Selection) -> float:
         """Sum |delta| / sum |kept delta|, or 1 where either is below 1e-7 (as mergekit does)."""
@@ -148,6 +150,8 @@ class Geometry:
     def _threshold(self, group: TensorGroup, parent: int, density: float) -> Selection:
         """The k-th largest magnitude and the index after the last kept element of that size."""
         bins, counts = self._histogram(group, parent)
+        if not counts.numel():
+            return None  # an empty tensor
         keep = max(1, int(density * int(counts[-1])))
         at = int(torch.searchsorted(counts, keep))
         if int(bins[at]) == 0:
@@ -198,8 +202,8 @@ def _in_bin(group: TensorGroup, parent: int, number: int) -> tuple[torch.Tensor,
     sizes: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     for start, delta in group.pieces(parent):
-        size = delta.abs_()
-        inside = ((size >= low) & (size < high)).nonzero().flatten()
+        size = delta.abs()  # a piece may be the parent's own memory
+        inside = ((size >= low) & ~(size >= high)).nonzero().flatten()
         sizes.append(size[inside].cpu())
         places.append(inside.cpu() + start)
     return torch.cat(sizes), torch.cat(places)

@@ -53,6 +53,9 @@ def _task_vectors(
     for row, part, factor, selection in zip(
         deltas, parts, combination.factors, combination.selections, strict=True
     ):
+        if factor == 0:
+            row.zero_()  # whatever the parent holds: 0 * inf would be NaN
+            continue
         torch.sub(widen(part, dtype), base, out=row)
         torch.mul(select(selection, row, start), factor, out=row)
     return _merged(combination, deltas).mul_(combination.scale).add_(base)
@@ -69,7 +72,7 @@ def _merged(combination: TaskVectors, deltas: torch.Tensor) -> torch.Tensor:
     if not combination.consensus:
         weight = sum(combination.weights)
         return total.div_(weight) if combination.normalize and abs(weight) >= 1e-8 else total
-    sign = torch.ones_like(total).copysign_(total.add_(0.0))  # adding 0 turns -0 into +0
+    sign = torch.ones_like(total).copysign_(total)
     agreeing = deltas.mul_(sign).clamp_(min=0)  # turned so that agreeing elements are positive
     merged = agreeing.sum(0).mul_(sign)
     if combination.normalize:

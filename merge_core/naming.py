@@ -5,7 +5,7 @@ prefix whose numbers run from 0 to the depth that the configuration states.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,15 @@ def role(name: str) -> str:
     return "embedding" if any(part in name for part in _EMBEDDINGS) else "rest"
 
 
-def with_depth(config: Mapping[str, Any], origins: tuple[int, ...]) -> dict[str, Any]:
+def with_depth(
+    config: Mapping[str, Any], origins: Sequence[tuple[Mapping[str, Any], int]]
+) -> dict[str, Any]:
     """A configuration for another stack of layers.
 
     Args:
         config: The parsed `config.json` of the model that gives the configuration.
-        origins: For each output layer, the layer that it comes from, `(depth,)`.
+        origins: For each output layer, the configuration of the model that it comes from and its
+            number there, `(depth,)`.
 
     Returns:
         A copy with the new depth; lists with one entry per layer (`layer_types`) follow the
@@ -105,10 +108,8 @@ def with_depth(config: Mapping[str, Any], origins: tuple[int, ...]) -> dict[str,
     """
     key = next((key for key in DEPTH_KEYS if isinstance(config.get(key), int)), DEPTH_KEYS[0])
     depth = config.get(key)
-    if origins == tuple(range(depth if isinstance(depth, int) else -1)):
-        return dict(config)
     changed = dict(config)
     for name, value in config.items():
         if isinstance(value, list) and len(value) == depth and name != "architectures":  # pyright: ignore[reportUnknownArgumentType]
-            changed[name] = [value[layer] for layer in origins]
+            changed[name] = [giver.get(name, value)[layer] for giver, layer in origins]
     return changed | {key: len(origins)}

@@ -55,7 +55,7 @@ class MergePlan:
     """Everything a merge will do.
 
     Attributes:
-        steps: One per output tensor, in the order of the donor's names.
+        steps: One per output tensor: those outside the layers, then layer by layer.
         donor: Alias of the parent that gives configuration and tokenizer: the base, or else the
             first parent.
         config: The output's `config.json`.
@@ -111,7 +111,7 @@ def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 
     _check_families(compiler)
     slices = tuple(_inputs(compiler, part, i) for i, part in enumerate(recipe.slices))
     steps = (*_outer_steps(compiler, slices), *_layer_steps(compiler, slices))
-    origins = tuple(layer for part in slices for layer in _donor_layers(compiler, part))
+    origins = tuple(layer for part in slices for layer in _origins(compiler, part))
     config = with_depth(compiler.donor.config, origins)
     key = "dtype" if "dtype" in config else "torch_dtype"
     config[key] = str(_weights_dtype(steps)).removeprefix("torch.")
@@ -213,7 +213,7 @@ def _check_inputs(compiler: _Compiler, inputs: _Inputs, index: int, base: str | 
             f"{'' if method.base is Base.REQUIRED else ', base_model included'}; "
             f"{where} has {count}: {', '.join(s.model for s in inputs.sources)}"
         )
-    names = [source.model for source in inputs.sources]
+    names = [source.model for source in inputs.part.sources]
     if len(set(names)) < len(names):
         raise RecipeError(f"{where}: a model appears twice ({', '.join(names)}); list it once")
     _check_ranges(compiler, inputs, where)
@@ -241,11 +241,12 @@ def _range(compiler: _Compiler, source: Source) -> tuple[int, int]:
     return source.layers or (0, compiler.parents[source.model].layout.depth)
 
 
-def _donor_layers(compiler: _Compiler, inputs: _Inputs) -> range:
-    """The layers whose per-layer configuration the slice's output inherits."""
+def _origins(compiler: _Compiler, inputs: _Inputs) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """Whose per-layer configuration each output layer inherits: the donor's where it takes part."""
     every = (*inputs.sources, *((inputs.base,) if inputs.base else ()))
-    mine = next((s for s in every if s.model == compiler.donor.name), inputs.sources[0])
-    return range(*_range(compiler, mine))
+    giver = next((s for s in every if s.model == compiler.donor.name), inputs.sources[0])
+    for layer in range(*_range(compiler, giver)):
+        yield compiler.parents[giver.model].config, layer
 
 
 def _outer_steps(compiler: _Compiler, slices: tuple[_Inputs, ...]) -> Iterator[MergeStep]:
@@ -286,7 +287,7 @@ def _check_layer_names(compiler: _Compiler, inputs: _Inputs, offset: int) -> Non
     reference = inputs.sources[0]
     first = compiler.parents[reference.model]
     at = _range(compiler, reference)[0] + offset
-    for source in inputs.sources[1:]:
+    for source in (*inputs.sources[1:], *((inputs.base,) if inputs.base else ())):
         parent = compiler.parents[source.model]
         layer = _range(compiler, source)[0] + offset
         for name in parent.layers[layer]:

@@ -6,6 +6,7 @@ Reads and writes the `models` and `slices` forms of mergekit 0.1.5. Unknown keys
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -195,6 +196,8 @@ def _setting(data: object, where: str) -> Setting:
     if "value" not in entry:
         raise RecipeError(f"{where}: a filtered entry needs a 'value'")
     value, name = entry["value"], entry.get("filter")
+    if value == []:
+        raise RecipeError(f"{where}: an empty list gives no value")
     read = (
         tuple(_scalar(v, where) for v in cast("list[object]", value))
         if isinstance(value, list)
@@ -204,13 +207,15 @@ def _setting(data: object, where: str) -> Setting:
 
 
 def _scalar(value: object, where: str) -> Scalar:
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
         return value
     if isinstance(value, str):
         try:  # YAML reads 1e-5 as a string
-            return float(value)
+            value = float(value)
         except ValueError:
             return value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)  # 1 and 1.0 are one recipe
     raise RecipeError(f"{where}: expected a number, a boolean or a word, got {value!r}")
 
 

@@ -1,5 +1,6 @@
 """A study made ready: every check done, the parents open, the model resident, the items built."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -111,7 +112,7 @@ def check_study(path: Path) -> CheckedStudy:
     space = build_space(config.recipe, config.models, mistakes)
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
-    device = _device(config.device, mistakes)
+    device = find_device(config.device, mistakes)
     if not mistakes:
         mistakes += _misfits(config, space, checkpoints)
     if mistakes:
@@ -155,6 +156,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
         "objectives": [objective.model_dump() for objective in config.objectives],
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
+        "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
         "sampler": {"word": word, "seed": config.search.seed},
@@ -188,11 +190,15 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
 
 
 def _request(objective: ObjectiveConfig, folder: Path) -> TaskRequest:
-    local = folder / objective.task
-    name = str(local) if local.is_file() else objective.task
-    higher = None if objective.direction is None else objective.direction == "maximize"
-    shots = objective.num_fewshot
-    return TaskRequest(name, objective.metric, shots, higher, objective.weight)
+    file = folder / objective.task
+    return TaskRequest(
+        objective.task,
+        objective.metric,
+        objective.num_fewshot,
+        None if objective.direction is None else objective.direction == "maximize",
+        objective.weight,
+        file if file.is_file() else None,
+    )
 
 
 def _misfits(
@@ -214,14 +220,18 @@ def _misfits(
     return mistakes
 
 
-def _device(word: str, mistakes: list[str]) -> torch.device:
+def find_device(word: str, mistakes: list[str]) -> torch.device:
+    """The device that a word means; adds what is wrong with it to `mistakes`."""
     available = torch.cuda.is_available()
     if word == "auto":
         return torch.device("cuda" if available else "cpu")
-    if word.startswith("cuda") and not available:
-        mistakes.append(f"device: '{word}' is asked for, but this machine has no CUDA device")
-        return torch.device("cpu")
-    return torch.device(word)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", word):
+        mistakes.append(f"device: '{word}' is unknown; give auto, cpu, cuda or cuda:1")
+    elif word.startswith("cuda") and int(word.partition(":")[2] or 0) >= torch.cuda.device_count():
+        mistakes.append(f"device: '{word}' is asked for, but this machine has no such device")
+    else:
+        return torch.device(word)
+    return torch.device("cpu")
 
 
 def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint]) -> torch.dtype:

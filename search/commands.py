@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from evals.items import Role
@@ -12,7 +13,7 @@ from merge_core.export import write_model
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan, describe
 from merge_core.recipe import from_dict
-from search.bench import CheckedStudy, build_bench, check_study
+from search.bench import CheckedStudy, build_bench, check_study, find_device
 from search.config import read_yaml
 from search.errors import NothingFound, StudyError
 from search.finals import Claim, Finalist, claim, select_winner, stored_claim, winner
@@ -88,8 +89,7 @@ def merge_recipe(
         device: `cpu`, `cuda` or `auto`.
         dry_run: Only say what would be done.
     """
-    import torch
-
+    target = _merge_device(device)
     text = path.read_text("utf-8") if path.is_file() else ""
     try:
         recipe = from_dict(read_yaml(path))
@@ -103,10 +103,16 @@ def merge_recipe(
         return
     if folder is None:
         raise StudyError(["give the folder to write to, or --dry-run"], "outcross merge")
-    word = "cuda" if device == "auto" and torch.cuda.is_available() else device
-    target = torch.device("cpu" if word == "auto" else word)
     write_model(plan, Parents(opened, target), folder, extra={RECIPE: text})
     console.print(f"Wrote {folder}.", highlight=False)
+
+
+def _merge_device(word: str) -> torch.device:
+    mistakes: list[str] = []
+    target = find_device(word, mistakes)
+    if mistakes:
+        raise StudyError(mistakes, "outcross merge")
+    return target
 
 
 def drop_results(folder: Path) -> None:

@@ -34,7 +34,7 @@ class ItemsConfig(_Section):
 
     search: Positive | Literal["rest"] = 200
     select: Positive = 200
-    holdout: Positive = 400
+    holdout: Annotated[int, Field(ge=2)] = 400
     seed: int = 0
 
 
@@ -100,7 +100,7 @@ def parse(data: Mapping[str, Any], mistakes: list[str]) -> StudyConfig | None:
     try:
         config = StudyConfig.model_validate(dict(data))
     except ValidationError as error:
-        mistakes += [_explain(detail) for detail in error.errors()]
+        mistakes += _explain_all(error.errors())
         return None
     seen: set[tuple[str, str | None]] = set()
     for i, objective in enumerate(config.objectives):
@@ -108,6 +108,16 @@ def parse(data: Mapping[str, Any], mistakes: list[str]) -> StudyConfig | None:
             mistakes.append(f"objectives[{i}].task: '{objective.task}' is listed twice")
         seen.add((objective.task, None))
     return config
+
+
+def _explain_all(details: list[ErrorDetails]) -> list[str]:
+    """One line for each place: pydantic also blames what contains it, and every union's branch."""
+    lines: dict[str, str] = {}
+    places = [_place(detail["loc"]) for detail in details]
+    for place, detail in zip(places, details, strict=True):
+        if not any(other != place and other.startswith(f"{place}[") for other in places):
+            lines.setdefault(place, _explain(detail))
+    return list(lines.values())
 
 
 def _explain(detail: ErrorDetails) -> str:

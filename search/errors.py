@@ -32,3 +32,9 @@ class ProtocolError(StudyError):
 
 class NothingFound(RuntimeError):  # noqa: N818
     """A search ended without a single scored candidate."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, shortened to one line; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

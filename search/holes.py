@@ -115,7 +115,12 @@ class _Reader:
         return part
 
     def _source(self, data: Any, where: str, _: int, prefix: str = "") -> dict[str, Any]:
-        entry: dict[str, Any] = {"model": data} if isinstance(data, str) else dict(data or {})
+        if isinstance(data, str):
+            data = {"model": data}
+        if not isinstance(data, Mapping):
+            self.mistakes.append(f"{where}: expected a mapping with 'model', got {data!r}")
+            return {"model": None, "parameters": {}}
+        entry = {str(key): value for key, value in cast("Mapping[Any, Any]", data).items()}
         self._check_keys(entry, ("model", "layer_range", "parameters"), where)
         self._alias(entry.get("model"), f"{where}.model")
         prefix = f"{prefix}{entry.get('model')}."
@@ -136,7 +141,8 @@ class _Reader:
             self.mistakes.append(f"{where}.parameters: expected a mapping of parameter names")
             return {}
         read: dict[str, Any] = {}
-        for name, value in cast("Mapping[str, Any]", data).items():
+        for key, value in cast("Mapping[Any, Any]", data).items():
+            name = str(key)
             place = f"{where}.parameters.{name}"
             owners = [m for m in self.methods if m.parameter(name)]
             self._check_owners(name, owners, place, in_source)
@@ -177,7 +183,7 @@ class _Reader:
         if "choice" in hole:
             if len(hole) > 1:
                 self.mistakes.append(f"{place}: 'choice' stands alone; it takes no other key")
-            options = self._options(hole, place)
+            options = self._options(hole, place, parameter, owners)
             return Hole(((None, (Choice(name, options, methods, parameter),)),))
         if "range" not in hole:
             if len(self.mistakes) == before:
@@ -185,13 +191,18 @@ class _Reader:
             return Hole(())
         return self._range_hole(hole, place, name, parameter, owners)
 
-    def _options(self, hole: Mapping[str, Any], place: str) -> tuple[Scalar, ...]:
+    def _options(
+        self, hole: Mapping[str, Any], place: str, parameter: str, owners: list[MergeMethod]
+    ) -> tuple[Scalar, ...]:
         options = hole["choice"]
         if not isinstance(options, list) or len(cast("list[Any]", options)) < 2:
             self.mistakes.append(f"{place}.choice: expected a list of two or more values")
             return ()
-        if not all(isinstance(o, bool | int | float | str) for o in cast("list[Any]", options)):
-            self.mistakes.append(f"{place}.choice: expected numbers, booleans or words")
+        options = [_number(option) for option in cast("list[Any]", options)]
+        kinds = {p.kind for m in owners if (p := m.parameter(parameter))}
+        wrong = [o for o in options if any(not _is_a(kind, o) for kind in kinds)]
+        if wrong:
+            self.mistakes.append(f"{place}.choice: '{parameter}' can't be {wrong[0]!r}")
         return tuple(cast("list[Scalar]", options))
 
     def _range_hole(
@@ -236,6 +247,8 @@ class _Reader:
             if declared is None:
                 self.mistakes.append(f"{place}.range: '{parameter}' declares no range; give one")
             return declared or Range(0.0, 1.0)
+        if isinstance(stated, list):
+            stated = [_number(end) for end in cast("list[Any]", stated)]
         match stated:
             case [int() | float() as low, int() | float() as high] if _ordered(low, high):
                 if log and low <= 0:
@@ -293,6 +306,20 @@ class _Reader:
         for key in data:
             if key not in known:
                 self.mistakes.append(f"{where}.{key}: unknown key; {nearest(str(key), known)}")
+
+
+def _number(value: Any) -> Any:
+    """A number that YAML reads as a word (1e-3) as a number; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _declared(parameter: str, owners: list[MergeMethod]) -> Range | None:

@@ -1,5 +1,6 @@
 """From what a study calls a model to a folder on this machine."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVa
 
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.errors import CheckpointError
+from search.errors import first_line
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 # No pickled weights and no code are ever fetched.
@@ -39,7 +41,7 @@ def locate(reference: str, folder: Path) -> Path:
     Raises:
         CheckpointError: If it is neither, or can't be fetched.
     """
-    local = (folder / Path(reference).expanduser()).resolve()
+    local = (folder / os.path.expanduser(reference)).resolve()  # leaves an unknown user's ~ alone
     if local.exists():
         return local
     if "+" in reference:
@@ -53,7 +55,7 @@ def locate(reference: str, folder: Path) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_PATTERNS))
     except Exception as error:  # the hub's client raises a dozen types
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"'{reference}': there is no such folder, and the hub gave: {reason}"
         ) from None

@@ -100,7 +100,7 @@ class Panel(Lines):
 
     def view(self) -> Group:
         """What the panel shows now."""
-        best = Text(f"  best      {self.best_text()}", style="bold")
+        best = Text(f"  best      {self.best_text().removeprefix('best ')}", style="bold")
         if self.best and self.best.scorecard:
             best.append(f"  {scores_text(self.best.scorecard)}", style="dim")
         known = "   ".join(f"{name} {value:.4f}" for name, value in self.baselines)

@@ -105,7 +105,8 @@ class SearchSpace:
             for method in self.methods
         ]
         names = {dimension.name for dimension in self.dimensions}
-        return tuple({k: v for k, v in point.items() if k in names} for point in points)
+        kept = [{k: v for k, v in point.items() if k in names} for point in points]
+        return tuple(point for i, point in enumerate(kept) if point not in kept[:i])
 
     def _lists_base(self) -> int:
         return int(self.template.get("base_model") in listed(self.template))

@@ -5,6 +5,7 @@ opening: a line that a power cut or a full disk tore is dropped, and a lock that
 left is not waited for, because the folder itself is held by a lock that dies with its process.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import IO
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from search.errors import StudyError
+from search.errors import StudyError, first_line
 
 JOURNAL = "journal.log"
 
@@ -49,32 +50,29 @@ def repair(journal: Path) -> int:
     """Drop what is not a whole record from a journal; the original is kept as `.torn`.
 
     Returns:
-        How many pieces were dropped.
+        How many lines were not whole.
     """
     if not journal.exists():
         return 0
     lines = journal.read_bytes().splitlines(keepends=True)
-    whole = [record for line in lines for record in _records(line)]
-    dropped = sum(len(line) for line in lines) - sum(len(record) for record in whole)
-    if dropped:
+    whole = [_record(line) for line in lines]
+    if damaged := sum(record != line for record, line in zip(whole, lines, strict=True)):
         shutil.copyfile(journal, journal.with_suffix(".torn"))
         draft = journal.with_suffix(".draft")
         draft.write_bytes(b"".join(whole))
         os.replace(draft, journal)
-    return len(lines) - len(whole) if dropped else 0
+    return damaged
 
 
-def _records(line: bytes) -> list[bytes]:
-    """The whole records in a line: itself, or what was glued behind a torn one."""
+def _record(line: bytes) -> bytes:
+    """The whole record in a line: itself, or what was glued behind a torn one, or nothing."""
     at = line.rfind(b'{"op_code"')
     for piece in (line, line[at:] if at > 0 else b""):
         if piece.endswith(b"\n"):
-            try:
+            with contextlib.suppress(ValueError):
                 json.loads(piece)
-            except ValueError:
-                continue
-            return [piece]
-    return []
+                return piece
+    return b""
 
 
 class _HeldAlready(JournalFileOpenLock):
@@ -105,5 +103,5 @@ def _database(url: str) -> BaseStorage:
     try:
         return RDBStorage(url)
     except Exception as error:  # drivers and servers fail in types of their own
-        reason = str(error).strip().splitlines()[0]
-        raise StudyError([f"storage: {url.split('@')[-1]} can't be opened: {reason}"]) from None
+        place = url.split("@")[-1]  # the part before may hold a password
+        raise StudyError([f"storage: {place} can't be opened: {first_line(error)}"]) from None

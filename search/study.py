@@ -26,7 +26,7 @@ from search.record import (
     load,
     save,
 )
-from search.samplers import sampler_for
+from search.samplers import Drawn, sampler_for
 from search.space import METHOD, Choice, Real, SearchSpace, Values
 from search.storage import open_storage
 from search.trial import Outcome, evaluate
@@ -119,8 +119,9 @@ def next_trial(study: optuna.Study, bench: Bench) -> optuna.Trial:
     """The trial that a killed process left behind, or a new one.
 
     The sampler is made anew from the trials told so far, so both get the values that an
-    uninterrupted study would have given them. Failing the orphan instead would shift all numbers
-    after it, and CMA-ES would lose the point from its generation.
+    uninterrupted study would have given them. What a sampler draws at once is stored at once: its
+    model may see the trial's own first values when it is asked for the rest. Failing the orphan
+    instead would shift all numbers after it, and CMA-ES would lose the point from its generation.
     """
     history = study.get_trials(deepcopy=False)
     orphan = next((t for t in history if t.state is TrialState.RUNNING), None)
@@ -128,7 +129,12 @@ def next_trial(study: optuna.Study, bench: Bench) -> optuna.Trial:
     word, _ = bench.study.sampler
     seed = bench.study.config.search.seed
     study.sampler = sampler_for(word, bench.study.space, history, seed, number)
-    return optuna.Trial(study, orphan._trial_id) if orphan else study.ask()  # pyright: ignore[reportPrivateUsage]
+    if orphan and "drawn" in orphan.user_attrs:
+        study.sampler = Drawn(orphan.user_attrs["drawn"], study.sampler)
+    trial = optuna.Trial(study, orphan._trial_id) if orphan else study.ask()  # pyright: ignore[reportPrivateUsage]
+    if "drawn" not in trial.user_attrs:
+        trial.set_user_attr("drawn", trial.relative_params)
+    return trial
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:

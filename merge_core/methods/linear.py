@@ -26,12 +26,12 @@ def linear(
         normalize: Divide by the sum of the weights.
 
     Raises:
-        RecipeError: If the weights sum to zero and are to be normalised.
+        RecipeError: If the weights sum to zero (below 1e-8) and are to be normalised.
     """
     total = sum(weight) if normalize else 1.0
-    if total == 0:
+    if abs(total) < 1e-8:
         raise RecipeError(
-            f"tensor '{group.name}': the weights {list(weight)} sum to 0 and can't be normalised; "
-            "change one or set normalize: false"
+            f"tensor '{group.name}': the weights {list(weight)} sum to {total:g} and can't be "
+            "normalised; change one or set normalize: false"
         )
     return Linear(tuple(w / total for w in weight))

@@ -101,7 +101,6 @@ def test_a_checkpoint_saved_without_the_base_prefix_works(
     assert torch.equal(logits(pour(folder, folder).model), logits(loaded))
 
 
-@pytest.mark.xfail(strict=True, reason="buffers that transformers itself ignores are refused")
 @pytest.mark.parametrize(
     ("family", "name"),
     [("gpt2", "transformer.h.0.attn.bias"), ("gpt_neox", "gpt_neox.layers.0.attention.bias")],

@@ -93,12 +93,12 @@ def test_the_digest_sees_every_change(tmp_path, change):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    refused(tmp_path / "nowhere", "model 'm' .*nowhere.*: the folder does not exist; give a")
+    refused(tmp_path / "nowhere", "model 'm' .*nowhere.*: the path is no folder; give a")
 
 
 def test_no_configuration(tmp_path):
     (toy(tmp_path) / "config.json").unlink()
-    refused(tmp_path, "the folder has no config.json; give a Hugging Face model folder")
+    refused(tmp_path, "the path has no config.json; give a Hugging Face model folder")
 
 
 @pytest.mark.parametrize("text", ["{", "", "\udcff"])
@@ -155,14 +155,12 @@ def test_damaged_index(tmp_path, text):
     refused(tmp_path, "model.safetensors.index.json is damaged; copy it again")
 
 
-@pytest.mark.xfail(strict=True, reason="_weight_files trusts the kinds inside weight_map")
 @pytest.mark.parametrize("files", [[], None, {"layers.0.w": 3}])
 def test_an_index_of_the_wrong_kind(tmp_path, files):
     (toy(tmp_path) / INDEX).write_text(json.dumps({"weight_map": files}))
     refused(tmp_path, "model.safetensors.index.json is damaged; copy it again")
 
 
-@pytest.mark.xfail(strict=True, reason="the tensors that the index promises are not looked for")
 def test_a_tensor_that_no_shard_holds(tmp_path):
     files = {"layers.0.w": SINGLE, "layers.1.w": SINGLE, "norm.weight": SINGLE}
     (toy(tmp_path) / INDEX).write_text(json.dumps({"weight_map": files}))

@@ -8,7 +8,7 @@ import torch
 from reference_merges import fast_merge
 
 from merge_core import geometry
-from merge_core.combination import Bernoulli
+from merge_core.combination import Bernoulli, Magnitude
 from merge_core.errors import RecipeError
 from merge_core.masks import select, stream_key
 from merge_core.registry import Base, Range, find_method, merge_method, merge_methods
@@ -312,6 +312,26 @@ def test_parents_equal_to_the_base(method, rescale, which):
     assert merged.isfinite().all()
     if which == "all":
         assert torch.equal(merged, base)
+
+
+def test_order_of_magnitudes_without_a_base_leaves_the_parent_alone():
+    parent = torch.tensor([-3.0, 1.0, -2.0])
+    memory = geometry.Geometry(reference.Memory({"x": parent}))
+    group = geometry.TensorGroup("t", (geometry.TensorRef("x", "t"),), None, None, 0, memory)
+    assert group.largest(0, 0.5) == Magnitude(3.0, 1)
+    assert parent.tolist() == [-3.0, 1.0, -2.0]
+
+
+def test_trimming_to_an_infinite_element():
+    parent = torch.tensor([1.0, torch.inf, 2.0])
+    merged = fast_merge("ties", (parent,), torch.zeros(3), weight=1.0, density=0.4)
+    assert merged.tolist() == [0.0, torch.inf, 0.0]
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_a_density_far_below_zero_keeps_nothing(method):
+    merged = fast_merge(method, [torch.ones(3)], torch.zeros(3), weight=1.0, density=-1000.0)
+    assert merged.tolist() == [0.0, 0.0, 0.0]
 
 
 # The registry.

@@ -88,7 +88,7 @@ def test_role_outside_the_layers(name, expected):
 
 def test_the_same_stack_keeps_its_configuration():
     config = {"n_layer": 3, "layer_types": ["a", "b", "c"]}
-    same = with_depth(config, (0, 1, 2))
+    same = with_depth(config, from_itself(config, 0, 1, 2))
     assert same == config
     assert same is not config
 
@@ -100,7 +100,7 @@ def test_another_stack_states_its_depth_and_carries_lists_per_layer():
         "architectures": ["x", "y", "z"],
         "sizes": [1, 2],
     }
-    assert with_depth(config, (0, 2, 1, 2)) == {
+    assert with_depth(config, from_itself(config, 0, 2, 1, 2)) == {
         "num_hidden_layers": 4,
         "layer_types": ["a", "c", "b", "c"],
         "architectures": ["x", "y", "z"],
@@ -110,4 +110,9 @@ def test_another_stack_states_its_depth_and_carries_lists_per_layer():
 
 
 def test_a_reordered_stack_of_the_same_depth_carries_lists_too():
-    assert with_depth({"n_layer": 2, "kinds": ["a", "b"]}, (1, 0))["kinds"] == ["b", "a"]
+    config = {"n_layer": 2, "kinds": ["a", "b"]}
+    assert with_depth(config, from_itself(config, 1, 0))["kinds"] == ["b", "a"]
+
+
+def from_itself(config, *layers):
+    return [(config, layer) for layer in layers]

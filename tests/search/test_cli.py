@@ -158,7 +158,6 @@ def test_a_mistake_in_a_recipe(run: Run, recipe: Path, change: dict[str, object]
     assert err.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="torch's own error, exit code 1")
 def test_an_unknown_device_is_a_mistake(run: Run, recipe: Path, tmp_path: Path):
     assert run("merge", recipe, tmp_path / "out", "--device", "gpu")[0] == 2
 

@@ -45,7 +45,6 @@ def test_log_ranges(read_space: Read):
     assert dimension.log
 
 
-@pytest.mark.xfail(strict=True, reason="YAML reads 1e-3 as a word; a Range must take it as well")
 def test_the_modules_own_example_of_a_log_range_can_be_read():
     hole = yaml.safe_load("{range: [1e-3, 1], log: true}")
     assert mistakes_of(linear(hole)) == []
@@ -160,7 +159,7 @@ def test_a_required_parameter_in_a_slice_is_given(read_space: Read):
         ({"knots": 3}, ": a hole needs 'range' or 'choice'"),
         ({"choice": [1]}, ".choice: expected a list of two or more values"),
         ({"choice": 1}, ".choice: expected a list of two or more values"),
-        ({"choice": [1, [2]]}, ".choice: expected numbers, booleans or words"),
+        ({"choice": [1, [2]]}, ".choice: 'weight' can't be [2]"),
         ({"choice": [0, 1], "knots": 2}, ": 'choice' stands alone; it takes no other key"),
         ([{"range": [0, 1]}, 0.5], ": a hole can't stand in a list; write one hole with 'by'"),
         ([{"value": {"range": [0, 1]}, "filter": "mlp"}], ": a hole can't stand in a list"),
@@ -234,7 +233,6 @@ def test_a_mistake_in_slices(slices: Any, message: str):
     assert found[0].startswith(message)
 
 
-@pytest.mark.xfail(strict=True, raises=(TypeError, ValueError), reason="the reader itself fails")
 @pytest.mark.parametrize(
     "changes",
     [{"models": [7]}, {"models": [["a"]]}, {"parameters": {1: 0.5}}, {"parameters": {True: 0.5}}],
@@ -244,7 +242,6 @@ def test_any_yaml_gives_mistakes_and_never_a_crash(changes: dict[str, Any]):
     assert mistakes_of(linear({"range": [0, 1]}) | changes)
 
 
-@pytest.mark.xfail(strict=True, reason="a choice's values aren't checked against the parameter")
 def test_every_value_of_a_choice_must_fit_its_parameter():
     assert mistakes_of(linear({"choice": [0.5, "half"]}))
 

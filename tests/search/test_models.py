@@ -88,9 +88,6 @@ def test_every_model_that_cannot_be_opened_is_a_mistake(study_folder: Path):
     assert "has no config.json" in mistakes[1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(RuntimeError, IndexError), reason="the message itself fails"
-)
 @pytest.mark.parametrize("reference", ["~no-such-user/model", "org/model"])
 def test_no_reference_crashes(reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def download(*_: object, **__: object) -> str:

@@ -132,11 +132,9 @@ def test_starts_lie_inside_the_ranges_and_cover_every_method(space: SearchSpace)
             assert inside, d.name
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "inside"), [(0.6, 0.9, (0.6, 0.9)), (1.2, 2.0, (1.2, 1.2))]
-)
+@pytest.mark.parametrize(("low", "high", "inside"), [(0.6, 0.9, (0.6, 0.9)), (1.2, 2.0, (1.2,))])
 def test_a_range_without_the_usual_values_starts_at_its_edge(
-    read_space: Read, low: float, high: float, inside: tuple[float, float]
+    read_space: Read, low: float, high: float, inside: tuple[float, ...]
 ):
     hole = {"range": [low, high]}
     space = read_space(
@@ -155,7 +153,6 @@ def test_starts_begin_with_the_plain_average(read_space: Read):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="a point per level, though the levels move weights only")
 def test_starts_are_all_different(read_space: Read):
     space = read_space({"merge_method": "slerp", "base_model": "base", "models": ["a"]})
     assert len({space.decode(values).fingerprint for values in space.starts()}) == len(

@@ -83,7 +83,6 @@ def test_repair_counts_what_it_dropped(tmp_path: Path):
     assert repair(journal) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="it counts lines, and a glued line is kept in part")
 def test_repair_counts_a_glued_piece(tmp_path: Path):
     journal = tmp_path / JOURNAL
     journal.write_bytes(OTHER[:9] + RECORD)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from tiny_models import write_family
 
+EXAMPLES = 12  # few-shot examples, none of them an item
 CHOICES = [" red", " green", " blue", " grey"]
 
 
@@ -24,11 +25,10 @@ def write_tasks(folder: Path, items: int = 60) -> Path:
             "answer": CHOICES[generator.randrange(4)],
             "text": f"{word} and {generator.randrange(1000)}",
         }
-        for word in _words(generator, items)
+        for word in _words(generator, items + EXAMPLES)
     ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    for name in ("test", "train"):
-        (data / f"{name}.jsonl").write_text(lines if name == "test" else lines[: len(lines) // 4])
+    for name, part in (("test", rows[:items]), ("train", rows[items:])):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     tasks = folder / "tasks"
     tasks.mkdir(exist_ok=True)
     for task in _tasks():
