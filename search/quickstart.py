@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from merge_core.export import new_folder
 from search.commands import compare_study, drop_results, export_study, run_study
 from search.finals import Claim
 from studies.quickstart.parents import make_parents
@@ -60,14 +59,9 @@ def run_quickstart(
 def cached_family(console: Console) -> Path:
     """The folder with the tiny models, their tasks and data; made if it isn't there."""
     folder = cache_folder() / f"quickstart-{_source_digest()}"
-    if not (folder / "models").is_dir():
+    if not folder.is_dir():
         console.print("Training the tiny parents, once (about a minute on two cores)")
-        with new_folder(folder) as draft:
-            made = draft / "family"
-            make_parents(made, progress=lambda text: console.print(f"  {text}", highlight=False))
-            for part in _PARTS:
-                (made / part).rename(draft / part)
-            shutil.rmtree(made)
+        make_parents(folder, progress=lambda text: console.print(f"  {text}", highlight=False))
     return folder
 
 

