@@ -44,9 +44,10 @@ def choose_sampler(word: str, space: SearchSpace, trials: int) -> tuple[str, str
         return word, "as the study says"
     if space.has_choices:
         return "tpe", "choices are searched"
-    if len(space.dimensions) >= _FEWEST_FOR_CMAES and trials > _GP_TRIALS:
-        return "cmaes", f"numbers only, more than {_GP_TRIALS} trials"
-    return "tpe", f"numbers only, at most {_GP_TRIALS} trials"
+    if trials > _GP_TRIALS:
+        word = "cmaes" if len(space.dimensions) >= _FEWEST_FOR_CMAES else "tpe"
+        return word, f"numbers only, more than {_GP_TRIALS} trials"
+    return "gp", f"numbers only, at most {_GP_TRIALS} trials"
 
 
 def refusal(word: str, space: SearchSpace) -> str | None:

@@ -16,12 +16,13 @@ from search.study import open_study
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp"])
 def test_killed_study_equals_uninterrupted_one(tmp_path, sampler):
-    whole = new_study(tmp_path / "whole", sampler)
-    killed = new_study(tmp_path / "killed", sampler)
+    """Sixteen trials: the samplers' models begin after ten."""
+    whole = new_study(tmp_path / "whole", sampler, trials=16)
+    killed = new_study(tmp_path / "killed", sampler, trials=16)
     assert interrupt(whole, "SIGKILL") == [0]
-    statuses = interrupt(killed, "SIGKILL", 0.6, 1.1, 0.9, 1.4, 0.7, 1.7)
+    statuses = interrupt(killed, "SIGKILL", 0.6, 1.1, 0.9, 1.4, 1.2, 1.7, 1.5)
     assert statuses[-1] == 0
     assert -signal.SIGKILL in statuses
     assert history(killed) == history(whole)
@@ -29,7 +30,7 @@ def test_killed_study_equals_uninterrupted_one(tmp_path, sampler):
 
 def test_interrupt_finishes_the_running_trial(tmp_path):
     study = new_study(tmp_path, "random", trials=200)
-    statuses = interrupt(study, "SIGINT", 3.0, wait=False)
+    statuses = interrupt(study, "SIGINT", 0.3, wait=False)
     assert statuses == [130]
     trials = stored(study)
     assert 0 < len(trials) < 200

@@ -165,9 +165,9 @@ def test_the_word_of_the_study_is_taken(read_space: Read):
 
 @pytest.mark.parametrize(
     ("knots", "trials", "word"),
-    [(3, 250, "tpe"), (3, 251, "cmaes"), (1, 1000, "tpe"), (2, 1000, "cmaes")],
+    [(3, 250, "gp"), (3, 251, "cmaes"), (1, 250, "gp"), (1, 1000, "tpe"), (2, 1000, "cmaes")],
 )
-def test_auto_takes_cmaes_for_numbers_and_long_searches(
+def test_auto_takes_gp_for_numbers_and_cmaes_for_long_searches(
     knots: int, trials: int, word: str, read_space: Read
 ):
     chosen, reason = choose_sampler("auto", numbers(read_space, knots), trials)

@@ -1,7 +1,8 @@
 """Run a study in child processes that get a signal at given moments, until one ends by itself.
 
 Run as a program: `python interrupt.py STUDY SIGNAL SECONDS…`. The libraries are imported once, then
-each child is a fork, so that ten kills cost seconds. Prints each child's exit status.
+each child is a fork, so that ten kills cost seconds. A SIGKILL may come at any moment; another
+signal is sent that long after the child's first trial. Prints each child's exit status.
 """
 
 import os
@@ -17,6 +18,8 @@ def main() -> None:
     _import_everything()
     for moment in moments:
         child = _start(Path(study))
+        if name != "SIGKILL":
+            _wait_for_a_trial(Path(study))
         time.sleep(float(moment))
         os.kill(child, number)
         print(_wait(child), flush=True)
@@ -40,6 +43,12 @@ def _start(study: Path) -> int:
     with open(os.devnull, "w") as nowhere:
         finalists = run_study(study, Console(file=nowhere))
     os._exit(0 if finalists else 130)
+
+
+def _wait_for_a_trial(study: Path) -> None:
+    journals = study.parent / "runs"
+    while not any(b"scorecard" in path.read_bytes() for path in journals.glob("*/journal.log")):
+        time.sleep(0.05)
 
 
 def _wait(child: int) -> int:
