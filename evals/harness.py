@@ -321,9 +321,22 @@ def _load_tasks(manager: TaskManager, request: TaskRequest) -> list[Configurable
         raise EvaluationError(f"task '{request.task}': can't be loaded: {error}") from None
     tasks = [cast("ConfigurableTask", task) for task in loaded.values()]
     for task in tasks:
+        _refuse_unfit(task, request)
         if request.num_fewshot is not None:
             task.set_config("num_fewshot", request.num_fewshot)
     return tasks
+
+
+def _refuse_unfit(task: ConfigurableTask, request: TaskRequest) -> None:
+    """lm-eval's own entry point refuses these as well; here it is not passed through."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise EvaluationError(
+            f"task '{request.task}': runs the code that a model writes, which outcross never does"
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise EvaluationError(
+            f"task '{request.task}': needs images or sound; models read text here"
+        )
 
 
 def _home(manager: TaskManager, request: TaskRequest) -> Path:

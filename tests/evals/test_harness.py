@@ -171,6 +171,21 @@ def test_what_cannot_be_prompted_is_one_message(
         harness_of(open_local(request_), **settings)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unsafe_code": True}, "runs the code that a model writes"),
+        ({"doc_to_image": "image"}, "needs images or sound"),
+    ],
+)
+def test_tasks_that_need_more_than_text_are_refused(
+    study_folder: Path, tmp_path: Path, change: dict, message: str
+):
+    task = yaml.safe_load((study_folder / "tasks/tiny_choice.yaml").read_text())
+    _write_task(tmp_path, task | {"task": "tiny_odd"} | change, study_folder)
+    assert message in _mistakes("tiny_odd", tmp_path)[0]
+
+
 def test_too_few_examples_are_a_mistake(study_folder: Path):
     request = TaskRequest("tiny_shots", num_fewshot=50)
     mistakes: list[str] = []
