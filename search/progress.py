@@ -41,6 +41,7 @@ class Lines:
     def baseline(self, name: str, card: Scorecard, value: float) -> None:
         """See `Watcher`."""
         self._print(f"baseline {name}: {value:.4f} ({scores_text(card)})")
+        self.clock = _Clock()  # trials are timed from here on
 
     def trial(self, record: Record, done: int) -> None:
         """See `Watcher`."""
