@@ -212,9 +212,17 @@ def _misfits(
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
     for start in {space.method(values): values for values in space.starts()}.values():
         try:
-            compile_plan(space.decode(start), checkpoints)
+            plan = compile_plan(space.decode(start), checkpoints)
         except MergeError as error:
             mistakes.append(f"recipe ({space.method(start)}): {error}")
+            continue
+        for alias, parent in checkpoints.items():
+            if parent.layout.depth != plan.depth:
+                # The parents are scored in the same live model as the candidates.
+                mistakes.append(
+                    f"recipe: makes {plan.depth} layers but '{alias}' has {parent.layout.depth}; a "
+                    "search keeps the depth for now (outcross merge makes any)"
+                )
     if reason := refusal(config.search.sampler, space):
         mistakes.append(reason)
     return mistakes

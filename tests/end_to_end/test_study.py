@@ -197,6 +197,30 @@ def test_every_family_goes_the_whole_way(tmp_path, family):
     assert model(torch.tensor([[1, 5, 6]])).logits.isfinite().all()
 
 
+def sliced(*ranges: tuple[int, int]) -> dict:
+    """A passthrough study of slices of `a`, with a searched scale."""
+    parameters = {"scale": {"range": [0.5, 1.5]}}
+    return {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": "a", "layer_range": list(layers), "parameters": parameters}]}
+            for layers in ranges
+        ],
+    }
+
+
+def test_slices_that_keep_the_depth_are_searched(tmp_path):
+    study = write_study(tmp_path, study_dict(recipe=sliced((0, 1), (1, 3))))
+    run_study(study, silent())
+    assert set(stored(study)[0].params) == {"slice0.a.scale", "slice1.a.scale"}
+
+
+def test_slices_that_change_the_depth_are_refused(tmp_path):
+    study = write_study(tmp_path, study_dict(recipe=sliced((0, 2), (1, 3))))
+    with pytest.raises(StudyError, match="makes 4 layers but 'base' has 3"):
+        run_study(study, silent())
+
+
 def test_sqlite_serves_as_well(tmp_path):
     study = write_study(tmp_path, study_dict(storage=f"sqlite:///{tmp_path}/study.db"))
     run_study(study, silent())
