@@ -1,14 +1,14 @@
 """The hot loop: plan + parents → a live model's parameters, in place, changed tensors only."""
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
 
 import torch
 
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry, TensorGroup
-from merge_core.kernel import execute
+from merge_core.kernel import Job, execute
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep
 from merge_core.registry import find_method
@@ -62,38 +62,42 @@ def apply(plan: MergePlan, bench: Workbench) -> MergeStats:
             a mixture, and the next plan rewrites what was touched.
     """
     start = time.perf_counter()
-    written = kept = 0
-    for step in plan.steps:
-        if step.out not in bench.slots:
-            continue
-        if bench.done.get(step.out) == step:
-            kept += 1
-            continue
+    pending = [step for step in plan.steps if step.out in bench.slots]
+    pending = [step for step in pending if bench.done.get(step.out) != step]
+    for step in pending:
         bench.done.pop(step.out, None)
-        run_step(step, bench.geometry, bench.slots[step.out])
-        bench.done[step.out] = step
-        written += 1
-    return MergeStats(time.perf_counter() - start, written, kept)
+    run_steps([(step, bench.slots[step.out]) for step in pending], bench.geometry)
+    bench.done.update((step.out, step) for step in pending)
+    kept = sum(step.out in bench.slots for step in plan.steps) - len(pending)
+    return MergeStats(time.perf_counter() - start, len(pending), kept)
 
 
 @torch.inference_mode()
-def run_step(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> None:
-    """Write one output tensor.
+def run_steps(steps: Iterable[tuple[MergeStep, torch.Tensor]], geometry: Geometry) -> None:
+    """Write output tensors: all methods decide first, then the kernels run.
 
     Args:
-        step: How it is made.
+        steps: How each is made, and a contiguous tensor of its shape to write to.
         geometry: Gives the parents' tensors and their figures.
-        out: Contiguous tensor of the step's shape.
 
     Raises:
-        MergeError: If buffers that can't be merged differ between the parents.
+        MergeError: If a method refuses its numbers, or buffers that can't be merged differ between
+            the parents.
     """
-    if step.method is None:
-        _copy(step, geometry, out)
-        return
+    jobs: list[Job] = []
+    for step, out in steps:
+        if step.method is None:
+            _copy(step, geometry, out)
+        else:
+            jobs.append(_job(step, geometry, out))
+    execute(jobs)
+
+
+def _job(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> Job:
+    assert step.method is not None
     group = TensorGroup(step.out, step.inputs, step.base, step.rounding, step.seed, geometry)
     keywords = {"lambda_" if name == "lambda" else name: value for name, value in step.params}
-    execute(find_method(step.method).combine(group, **keywords), group, out)
+    return Job(find_method(step.method).combine(group, **keywords), group, out)
 
 
 def _copy(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import torch
 
-from merge_core.apply import run_step
+from merge_core.apply import run_steps
 from merge_core.checkpoint import DTYPES, INDEX, SINGLE
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry
@@ -123,7 +123,7 @@ def _write_shard(
         _write_header(file, steps)
         for step in steps:
             out = torch.empty(step.shape, dtype=step.dtype, device=geometry.parents.device)
-            run_step(step, geometry, out)
+            run_steps([(step, out)], geometry)
             file.write(out.cpu().reshape(-1).view(torch.uint8).numpy().data)
             geometry.parents.forget()
             if progress:

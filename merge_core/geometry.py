@@ -4,13 +4,25 @@ Computed once per tensor when first asked for and kept for the life of the study
 never stored: they are formed piece by piece from the parents, which stay in their files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 
-from merge_core.combination import Bernoulli, Magnitude, Nothing, Selection
-from merge_core.masks import select, stream_key
+from merge_core.backends import address, native_loops
+from merge_core.combination import (
+    Bernoulli,
+    Cut,
+    Nothing,
+    Scored,
+    Selection,
+    TensorRef,
+    Window,
+)
+from merge_core.magnitudes import find_cut, measure
+from merge_core.masks import BLOCK, LEVELS, density_limit, random_bits, random_stream, select
 from merge_core.parents import Parents
 
 # Elements per piece. On a CPU a piece and its temporaries stay in the cache (fresh memory costs
@@ -18,14 +30,9 @@ from merge_core.parents import Parents
 _PIECE = {"cpu": 1 << 18}
 _PIECE_ELSEWHERE = 1 << 25
 _KEPT_DECISIONS = 4  # per task vector: a study that fixes a density asks for the same one always
+_STEP = BLOCK // LEVELS
 
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor of a parent."""
-
-    parent: str
-    name: str
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class TensorGroup:
         dtype: Inputs are rounded to it first; None leaves them.
         seed: Seed of the random masks.
         geometry: Where the figures are kept.
+        compat: Whether mergekit's known faults are wanted too.
     """
 
     name: str
@@ -47,11 +55,17 @@ class TensorGroup:
     dtype: torch.dtype | None
     seed: int
     geometry: "Geometry"
+    compat: bool = False
 
     @property
     def parents(self) -> int:
         """Number of parents."""
         return len(self.inputs)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of every tensor of the group."""
+        return self.geometry.tensor(self.inputs[0]).shape
 
     def gram(self) -> tuple[tuple[float, ...], ...]:
         """Inner products of the task vectors, or of the parents where there is no base.
@@ -59,29 +73,96 @@ class TensorGroup:
         Returns:
             `(parents, parents)`, accumulated in float64.
         """
-        return self.geometry.gram(self)
+        return self.once("gram", lambda: _gram(self))
 
     def largest(self, parent: int, density: float) -> Selection:
         """Keep the given share of a task vector by magnitude: k = max(1, int(density * numel))."""
         if density >= 1:
             return None
-        return Nothing() if density <= 0 else self.geometry.largest(self, parent, density)
+        numel = self.shape.numel()
+        return Nothing() if density <= 0 else self.band(parent, 0, max(1, int(density * numel)))
+
+    def band(self, parent: int, skipped: int, kept: int) -> Selection:
+        """Keep `kept` elements of a task vector after the `skipped` largest by magnitude.
+
+        Among equal magnitudes the first positions count as the larger.
+        """
+        if kept <= 0:
+            return Nothing()
+        first = self._cut(parent, skipped) if skipped > 0 else None
+        if skipped > 0 and first is None:
+            return Nothing()  # only zeros are left
+        last = self._cut(parent, skipped + kept)
+        return None if first is None and last is None else Window(first, last)
 
     def random(self, parent: int, density: float) -> Selection:
-        """Keep each element of a task vector with probability `density`."""
-        if density >= 1:
-            return None
+        """Keep each element of a task vector with probability `density`, in steps of 1/4096."""
         if density <= 0:
             return Nothing()
-        return Bernoulli(density, stream_key(self.seed, self.name, parent))
+        limit = density_limit(density)
+        return None if limit >= BLOCK else Bernoulli(limit, self._stream(parent))
+
+    def ranked(self, parent: int, density: float, epsilon: float) -> Selection:
+        """Keep an element of rank r of n in its row with probability density + epsilon * s.
+
+        s runs evenly from -1 for the row's smallest |delta| to 1 for its largest. The density
+        counts in steps of 1/4096.
+        """
+        key = ("scores", parent, epsilon, self.name, self.seed)
+        scores = self.once(key, lambda: _scores(self, parent, epsilon))
+        return Scored(density_limit(density), f"{self.name}/{parent}/{epsilon}", scores)
 
     def rescale(self, parent: int, selection: Selection) -> float:
         """Sum |delta| / sum |kept delta|, or 1 where either is below 1e-7 (as mergekit does)."""
         if selection is None:
             return 1.0
-        whole = self.geometry.l1(self, parent, None)
-        rest = self.geometry.l1(self, parent, selection)
+        whole = self.l1(parent, None)
+        rest = self.l1(parent, selection)
         return 1.0 if whole < 1e-7 or rest < 1e-7 else whole / rest
+
+    def l1(self, parent: int, selection: Selection) -> float:
+        """Sum of the magnitudes of the selected elements of a task vector, in float64."""
+        match selection:
+            case Bernoulli(limit, stream):
+                key = ("levels", parent, stream)
+                levels = self.once(key, lambda: _levels(self, parent, selection))
+                return float(levels[limit // _STEP])
+            case Scored(limit, name):
+                levels = self.once(
+                    ("levels", parent, name), lambda: _levels(self, parent, selection)
+                )
+                return float(levels[limit // _STEP])
+            case _:
+                sums = self.once(("l1", parent), dict[Selection, float])
+                return _kept_few(sums, selection, lambda: _l1(self, parent, selection))
+
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """A figure of this group's inputs, computed when first asked for, then kept.
+
+        Args:
+            key: Name of the figure and whatever it depends on besides the inputs, their base and
+                their rounding.
+            compute: Makes it.
+        """
+        figures = self.geometry.figures.setdefault((self.inputs, self.base, self.dtype), {})
+        if key not in figures:
+            figures[key] = compute()
+        return cast("_T", figures[key])
+
+    def derived(self, key: Hashable, build: Callable[[], torch.Tensor]) -> TensorRef:
+        """A tensor made of the inputs once, laid down in a mapped file: a source for `Linear`.
+
+        Args:
+            key: As in `once`.
+            build: Makes it, in any floating dtype and the group's shape.
+        """
+
+        def make() -> TensorRef:
+            ref = TensorRef("derived", f"{self.name}/{len(self.geometry.derived)}")
+            self.geometry.derived[ref] = self.geometry.keep(build())
+            return ref
+
+        return self.once(("derived", key), make)
 
     def pieces(self, parent: int) -> Iterator[tuple[int, torch.Tensor]]:
         """The parent's task vector (or itself, without a base) in pieces of float32."""
@@ -93,89 +174,80 @@ class TensorGroup:
                 values = values - widen(base[start:end], self.dtype)
             yield start, values
 
+    def deltas(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """All parents' task vectors together, `(parents, count)` float32, piece by piece."""
+        for pieces in zip(*(self.pieces(i) for i in range(self.parents)), strict=True):
+            yield pieces[0][0], torch.stack([values for _, values in pieces])
+
+    def whole(self, parent: int) -> torch.Tensor:
+        """The parent's whole task vector (or itself, without a base) in float32 and its shape."""
+        values = widen(self.geometry.tensor(self.inputs[parent]), self.dtype)
+        if self.base is None:
+            return values
+        return values - widen(self.geometry.tensor(self.base), self.dtype)
+
+    def _cut(self, parent: int, count: int) -> Cut | None:
+        vector = _Vector(self, parent)
+        magnitudes = self.once(("magnitudes", parent), lambda: measure(vector))
+        cuts = self.once(("cuts", parent), dict[int, Cut | None])
+        return _kept_few(cuts, count, lambda: find_cut(vector, magnitudes, count))
+
+    def _stream(self, parent: int):  # noqa: ANN202
+        return random_stream(self.seed, self.name, parent)
+
 
 @dataclass(slots=True)
 class Geometry:
-    """The figures of a study's parents, filled as they are asked for."""
+    """The figures of a study's parents, filled as they are asked for.
+
+    Attributes:
+        parents: Where the tensors are.
+        figures: By inputs, base and rounding, then by name.
+        derived: Tensors that no parent holds.
+    """
 
     parents: Parents
-    _grams: dict[object, tuple[tuple[float, ...], ...]] = field(
-        default_factory=dict[object, tuple[tuple[float, ...], ...]]
+    figures: dict[object, dict[Hashable, Any]] = field(
+        default_factory=dict[object, dict[Hashable, Any]]
     )
-    _histograms: dict[object, tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict[object, tuple[torch.Tensor, torch.Tensor]]
-    )
-    _decisions: dict[object, dict[float, Selection]] = field(
-        default_factory=dict[object, dict[float, Selection]]
-    )
-    _l1: dict[object, dict[Selection, float]] = field(
-        default_factory=dict[object, dict[Selection, float]]
-    )
+    derived: dict[TensorRef, torch.Tensor] = field(default_factory=dict[TensorRef, torch.Tensor])
+
+    def tensor(self, ref: TensorRef) -> torch.Tensor:
+        """A parent's or derived tensor, in its stored dtype."""
+        if ref in self.derived:
+            return self.derived[ref]
+        return self.parents.tensor(ref.parent, ref.name)
 
     def flat(self, ref: TensorRef) -> torch.Tensor:
-        """A parent's tensor as one dimension, in its stored dtype."""
-        return self.parents.tensor(ref.parent, ref.name).reshape(-1)
+        """The same as one dimension."""
+        return self.tensor(ref).reshape(-1)
 
-    def gram(self, group: TensorGroup) -> tuple[tuple[float, ...], ...]:
-        """See `TensorGroup.gram`."""
-        key = (group.inputs, group.base, group.dtype)
-        if key not in self._grams:
-            total = torch.zeros(group.parents, group.parents, dtype=torch.float64)
-            for pieces in zip(*(group.pieces(i) for i in range(group.parents)), strict=True):
-                # float64 products: float32 dots of 100M elements lose the angle of near parents
-                rows = torch.stack([values for _, values in pieces]).double()
-                total += (rows @ rows.T).cpu()
-            self._grams[key] = tuple(tuple(float(v) for v in row) for row in total)
-        return self._grams[key]
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Lay a tensor down where memory pressure can drop it."""
+        return tensor
 
-    def largest(self, group: TensorGroup, parent: int, density: float) -> Selection:
-        """See `TensorGroup.largest`."""
-        decisions = self._decisions.setdefault(_delta_key(group, parent), {})
-        if density not in decisions:
-            _bound(decisions)
-            decisions[density] = self._threshold(group, parent, density)
-        return decisions[density]
 
-    def l1(self, group: TensorGroup, parent: int, selection: Selection) -> float:
-        """Sum of the magnitudes of the selected elements of a task vector, in float64."""
-        sums = self._l1.setdefault(_delta_key(group, parent), {})
-        if selection not in sums:
-            _bound(sums)
-            total = 0.0
-            for start, delta in group.pieces(parent):
-                total += float(select(selection, delta, start).abs().sum(dtype=torch.float64))
-            sums[selection] = total
-        return sums[selection]
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """One task vector of a group, as `magnitudes` reads it."""
 
-    def _threshold(self, group: TensorGroup, parent: int, density: float) -> Selection:
-        """The k-th largest magnitude and the index after the last kept element of that size."""
-        bins, counts = self._histogram(group, parent)
-        if not counts.numel():
-            return None  # an empty tensor
-        keep = max(1, int(density * int(counts[-1])))
-        at = int(torch.searchsorted(counts, keep))
-        if int(bins[at]) == 0:
-            return None  # all that isn't zero is kept; which of the zeros are makes no difference
-        sizes, places = _in_bin(group, parent, int(bins[at]))
-        rank = keep - (int(counts[at - 1]) if at else 0)
-        threshold = sizes.topk(rank, sorted=False).values.min()
-        ties = places[sizes == threshold]
-        kept_ties = rank - int((sizes > threshold).sum())
-        return Magnitude(float(threshold), int(ties[kept_ties - 1]) + 1)
+    group: TensorGroup
+    parent: int
 
-    def _histogram(self, group: TensorGroup, parent: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bins of magnitude, largest first, and how many elements lie in them or above.
+    @property
+    def numel(self) -> int:
+        return self.group.shape.numel()
 
-        A bin is the upper half of the float32 pattern: 8 bits of exponent, 7 of mantissa.
-        """
-        key = _delta_key(group, parent)
-        if key not in self._histograms:
-            counts = torch.zeros(1 << 15, dtype=torch.int64)
-            for _, delta in group.pieces(parent):
-                counts += torch.bincount(_bins(delta), minlength=1 << 15).cpu()
-            filled = counts.nonzero().flatten().flip(0)
-            self._histograms[key] = (filled, counts[filled].cumsum(0))
-        return self._histograms[key]
+    def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
+        return self.group.pieces(self.parent)
+
+    def native(self) -> tuple[int, int, int, int] | None:
+        group = self.group
+        if group.dtype is not None or not native_loops():
+            return None
+        source = address(group.geometry.tensor(group.inputs[self.parent]))
+        base = address(group.geometry.tensor(group.base)) if group.base else (0, 0)
+        return (*base, *source) if base and source else None
 
 
 def spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
@@ -190,29 +262,62 @@ def widen(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return (values if dtype is None else values.to(dtype)).to(torch.float32)
 
 
-def _bins(delta: torch.Tensor) -> torch.Tensor:
-    return delta.abs().view(torch.int32) >> 16
+def _gram(group: TensorGroup) -> tuple[tuple[float, ...], ...]:
+    total = torch.zeros(group.parents, group.parents, dtype=torch.float64)
+    for _, rows in group.deltas():
+        # float64 products: float32 dots of 100M elements lose the angle of near parents
+        wide = rows.double()
+        total += (wide @ wide.T).cpu()
+    return tuple(tuple(float(v) for v in row) for row in total)
 
 
-def _in_bin(group: TensorGroup, parent: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Magnitudes in one bin of the histogram and their positions, in order of position."""
-    low, high = (
-        torch.tensor([number, number + 1], dtype=torch.int32).mul(1 << 16).view(torch.float32)
-    )
-    sizes: list[torch.Tensor] = []
-    places: list[torch.Tensor] = []
+def _l1(group: TensorGroup, parent: int, selection: Selection) -> float:
+    total = 0.0
     for start, delta in group.pieces(parent):
-        size = delta.abs()  # a piece may be the parent's own memory
-        inside = ((size >= low) & ~(size >= high)).nonzero().flatten()
-        sizes.append(size[inside].cpu())
-        places.append(inside.cpu() + start)
-    return torch.cat(sizes), torch.cat(places)
+        total += float(select(selection, delta, start).abs().sum(dtype=torch.float64))
+    return total
 
 
-def _delta_key(group: TensorGroup, parent: int) -> object:
-    return (group.inputs[parent], group.base, group.dtype)
+def _levels(group: TensorGroup, parent: int, selection: Bernoulli | Scored) -> np.ndarray:
+    """Kept L1 norm at every level of a random mask's limit, `(4097,)` float64."""
+    sums = torch.zeros(LEVELS, dtype=torch.float64)
+    for start, delta in group.pieces(parent):
+        if isinstance(selection, Scored):
+            numbers = selection.scores[start : start + delta.numel()].to(torch.int32)
+        else:
+            numbers = random_bits(selection.stream, start, delta.numel(), delta.device)
+        sums += torch.bincount(numbers // _STEP, delta.abs().double(), minlength=LEVELS).cpu()
+    return np.concatenate(([0.0], sums.cumsum(0).numpy()))
 
 
-def _bound(decisions: dict[float, Selection] | dict[Selection, float]) -> None:
-    if len(decisions) > _KEPT_DECISIONS:
-        decisions.pop(next(iter(decisions)))  # pyright: ignore[reportArgumentType, reportCallIssue]
+def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
+    """uint16 scores, `(numel,)`, so that `score < 65536 * density` keeps as `ranked` promises.
+
+    u < density - epsilon + 2 epsilon q, with q the rank from 0 to 1, is the same as
+    u + epsilon - 2 epsilon q < density.
+    """
+    shape = group.shape
+    columns = shape[-1] if len(shape) else 1
+    stream = group._stream(parent)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    scores = torch.empty(shape.numel(), dtype=torch.uint16)
+    rows = max(1, (1 << 20) // max(1, columns))
+    size = group.whole(parent).abs().reshape(-1, columns) if shape.numel() else None
+    for row in range(0, 0 if size is None else size.shape[0], rows):
+        assert size is not None
+        part = size[row : row + rows]
+        ranks = part.argsort(1, stable=True).argsort(1)
+        share = ranks.double() / (columns - 1) if columns > 1 else ranks.double() + 0.5
+        start = row * columns
+        numbers = random_bits(stream, start, part.numel(), part.device).view(part.shape)
+        score = (numbers + BLOCK * epsilon * (1 - 2 * share)).floor().clamp(0, BLOCK - 1)
+        scores[start : start + part.numel()] = score.to(torch.uint16).reshape(-1).cpu()
+    return group.geometry.keep(scores.to(size.device) if size is not None else scores)
+
+
+def _kept_few(known: dict[Any, _T], key: Hashable, compute: Callable[[], _T]) -> _T:
+    """A value that only a few recent keys are remembered for."""
+    if key not in known:
+        if len(known) > _KEPT_DECISIONS:
+            known.pop(next(iter(known)))
+        known[key] = compute()
+    return known[key]

@@ -1,82 +1,141 @@
-"""The two passes that execute every combination: in pieces, in float32, rounded once at the end."""
+"""Execute what methods decided: compiled loops over whole models where they fit, else piece by piece."""
 
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 
-from merge_core.combination import Combination, Linear, TaskVectors
-from merge_core.geometry import TensorGroup, spans, widen
-from merge_core.masks import select
+from merge_core.backends import address, native_loops
+from merge_core.combination import (
+    Bernoulli,
+    Combination,
+    Linear,
+    Nothing,
+    Scored,
+    Selection,
+    TaskVectors,
+    Window,
+)
+from merge_core.geometry import TensorGroup
+from merge_core.tiled import divisor, execute_tiled, sources
+
+_FEW_TILES = 512  # per thread: below, starting threads costs more than they save
 
 
-def execute(combination: Combination, group: TensorGroup, out: torch.Tensor) -> None:
-    """Write one merged tensor.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One tensor to write: what the method decided, its inputs, and where it goes.
 
-    Args:
-        combination: What the method decided.
-        group: The inputs.
-        out: Contiguous tensor of the inputs' shape, any floating dtype; overwritten.
+    `out` is contiguous, of the inputs' shape and any floating dtype; overwritten.
     """
-    flat = out.view(-1)
-    inputs = [group.geometry.flat(ref) for ref in group.inputs]
-    base = group.geometry.flat(group.base) if group.base else None
-    for start, end in spans(flat):
-        parts = [source[start:end] for source in inputs]
-        match combination:
-            case Linear():
-                merged = _linear(combination, parts, group.dtype)
-            case TaskVectors():
-                assert base is not None  # the method asked for it; planned so
-                root = widen(base[start:end], group.dtype)
-                merged = _task_vectors(combination, parts, root, start, group.dtype)
-        flat[start:end].copy_(merged)
+
+    combination: Combination
+    group: TensorGroup
+    out: torch.Tensor
 
 
-def _linear(
-    combination: Linear, parts: list[torch.Tensor], dtype: torch.dtype | None
-) -> torch.Tensor:
-    total: torch.Tensor | None = None
-    for coefficient, part in zip(combination.coefficients, parts, strict=True):
-        if coefficient == 0:
-            continue  # 0 * inf, and the sign of zero: a one-hot merge is that parent, bit for bit
-        values = widen(part, dtype)
-        total = values * coefficient if total is None else total.add_(values, alpha=coefficient)
-    return torch.zeros_like(parts[0], dtype=torch.float32) if total is None else total
+def execute(jobs: Iterable[Job]) -> None:
+    """Write merged tensors, in float32 arithmetic with one rounding at the end."""
+    batches: dict[object, list[tuple[Job, list[tuple[int, int]]]]] = {}
+    for job in jobs:
+        places = _places(job)
+        if places is None:
+            execute_tiled(job.combination, job.group, job.out)
+        else:
+            kind = (type(job.combination), len(places))
+            batches.setdefault(kind, []).append((job, places))
+    for (kind, _), batch in batches.items():  # pyright: ignore[reportGeneralTypeIssues]
+        (_run_linear if kind is Linear else _run_task_vectors)(batch)  # pyright: ignore
 
 
-def _task_vectors(
-    combination: TaskVectors,
-    parts: list[torch.Tensor],
-    base: torch.Tensor,
-    start: int,
-    dtype: torch.dtype | None,
-) -> torch.Tensor:
-    deltas = torch.empty(len(parts), base.numel(), dtype=torch.float32, device=base.device)
-    for row, part, factor, selection in zip(
-        deltas, parts, combination.factors, combination.selections, strict=True
-    ):
-        if factor == 0:
-            row.zero_()  # whatever the parent holds: 0 * inf would be NaN
-            continue
-        torch.sub(widen(part, dtype), base, out=row)
-        torch.mul(select(selection, row, start), factor, out=row)
-    return _merged(combination, deltas).mul_(combination.scale).add_(base)
+def _places(job: Job) -> list[tuple[int, int]] | None:
+    """Addresses and dtype codes of output, base and inputs, or None where torch has to do it."""
+    group, form = job.group, job.combination
+    if group.dtype is not None or not isinstance(form, Linear | TaskVectors) or not native_loops():
+        return None
+    tensor = group.geometry.tensor
+    tensors = [job.out, *(tensor(ref) for ref in sources(form, group))]
+    if isinstance(form, TaskVectors):
+        assert group.base is not None  # the method asked for it; planned so
+        tensors.insert(1, tensor(group.base))
+    places: list[tuple[int, int]] = []
+    for each in tensors:
+        if (place := address(each)) is None:
+            return None
+        places.append(place)
+    return places
 
 
-def _merged(combination: TaskVectors, deltas: torch.Tensor) -> torch.Tensor:
-    """Sum over parents; with consensus only of elements that have the sum's sign (0 votes +).
+def _run_linear(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
+    from merge_core import native
 
-    Args:
-        combination: Whether and how to agree and normalise.
-        deltas: Weighed task vectors, `(parents, count)`; overwritten.
-    """
-    total = deltas.sum(0)
-    if not combination.consensus:
-        weight = sum(combination.weights)
-        return total.div_(weight) if combination.normalize and abs(weight) >= 1e-8 else total
-    sign = torch.ones_like(total).copysign_(total)
-    agreeing = deltas.mul_(sign).clamp_(min=0)  # turned so that agreeing elements are positive
-    merged = agreeing.sum(0).mul_(sign)
-    if combination.normalize:
-        weights = torch.tensor(combination.weights, dtype=torch.float32, device=deltas.device)
-        divisor = weights @ agreeing.sign_()
-        merged.div_(divisor.add_(divisor == 0))  # nobody took part: divide nothing by one
-    return merged
+    table = np.array([places for _, places in batch], np.int64)
+    weights = np.array([job.combination.coefficients for job, _ in batch], np.float32)  # pyright: ignore
+    numel = np.array([job.out.numel() for job, _ in batch], np.int64)
+    codes = np.ascontiguousarray(table[:, 1:, 1])
+    addresses = np.ascontiguousarray(table[:, 1:, 0])
+    head = np.ascontiguousarray(table[:, 0].T)
+    _spread(native.linear, (head[0], head[1], addresses, codes, weights, numel), numel)
+
+
+def _run_task_vectors(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
+    from merge_core import native
+
+    table = np.array([places for _, places in batch], np.int64)
+    forms: list[Any] = [job.combination for job, _ in batch]
+    numel = np.array([job.out.numel() for job, _ in batch], np.int64)
+    shape = (len(forms), len(forms[0].weights))
+    kinds = np.zeros(shape, np.int64)
+    reals = np.zeros((*shape, 4), np.float32)
+    wholes = np.full((*shape, 3), -1, np.int64)
+    for row, form in enumerate(forms):
+        reals[row, :, 0] = form.weights
+        reals[row, :, 1] = form.factors
+        for column, selection in enumerate(form.selections):
+            kinds[row, column] = _describe(selection, reals[row, column], wholes[row, column])
+    options = np.array(
+        [(f.scale, divisor(f), f.consensus, f.normalize) for f in forms], np.float32
+    )
+    head = np.ascontiguousarray(table[:, :2].transpose(1, 2, 0))
+    addresses, codes = (np.ascontiguousarray(table[:, 2:, i]) for i in (0, 1))
+    arguments = (*head[0], *head[1], addresses, codes, numel, kinds, reals, wholes, options)
+    _spread(native.task_vectors, arguments, numel)
+
+
+def _describe(selection: Selection, reals: np.ndarray, wholes: np.ndarray) -> int:
+    """A selection as the loops read it: its kind, thresholds and whole numbers."""
+    match selection:
+        case None:
+            return 0
+        case Window(first, last):
+            if first is not None:
+                reals[2], wholes[0] = first.threshold, first.index
+            if last is not None:
+                reals[3], wholes[1] = last.threshold, last.index
+            return 1
+        case Bernoulli(limit, stream):
+            key = stream.key - (1 << 64) if stream.key >= 1 << 63 else stream.key
+            wholes[:] = (limit, key, stream.half)
+            return 2
+        case Scored(limit, _, scores):
+            wholes[:2] = (limit, scores.data_ptr())
+            return 3
+        case Nothing():
+            return 4
+
+
+def _spread(loop: Any, arguments: Sequence[Any], numel: np.ndarray) -> None:
+    """Run a loop over all tiles, shared among as many threads as torch uses."""
+    from merge_core.native import TILE
+
+    tiles = int((-(-numel // TILE)).sum())
+    threads = max(1, min(torch.get_num_threads(), tiles // _FEW_TILES))
+    if threads == 1:
+        loop(*arguments, 0, tiles)
+        return
+    bounds = [tiles * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda i: loop(*arguments, bounds[i], bounds[i + 1]), range(threads)))

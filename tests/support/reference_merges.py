@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from merge_core.apply import run_step
+from merge_core.apply import run_steps
 from merge_core.geometry import Geometry, TensorRef
 from merge_core.plan import MergeStep
 from merge_core.registry import Base, find_method
@@ -165,7 +165,7 @@ def fast_merge(
         seed,
     )
     out = torch.full(step.shape, math.nan, dtype=out_dtype)
-    run_step(step, Geometry(memory), out)
+    run_steps([(step, out)], Geometry(memory))
     return out
 
 

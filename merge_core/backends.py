@@ -1,0 +1,29 @@
+"""Which loops do the arithmetic: compiled ones on the CPU where they can be had, else plain torch."""
+
+import functools
+import os
+
+import torch
+
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As in `native.py`."""
+
+
+@functools.cache
+def native_loops() -> bool:
+    """Whether the CPU's compiled loops are used; OUTCROSS_LOOPS=plain forbids them."""
+    if os.environ.get("OUTCROSS_LOOPS", "auto") == "plain":
+        return False
+    try:
+        import numba  # noqa: F401  # pyright: ignore
+    except ImportError:
+        return False
+    return True
+
+
+def address(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Address and dtype code of a tensor that compiled loops can read, else None."""
+    code = _CODES.get(tensor.dtype)
+    if code is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    return tensor.data_ptr(), code

@@ -1,0 +1,184 @@
+"""The order of a task vector's magnitudes, kept so that a cut at any density costs next to nothing.
+
+One histogram over the upper half of |delta|'s float32 pattern (8 bits of exponent, 7 of mantissa)
+finds the bin of a cut. Deltas of 16-bit parents nearly all lie on that grid, so inside the bin
+only the position of one among equal magnitudes is left to find, which counts by block make a scan
+of one block. The few cuts that fall between two grid values look at the bin's elements.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from merge_core.combination import Cut
+
+BINS = 1 << 15
+_BLOCK = 1 << 16
+_MOST_BLOCKS = 256
+
+
+class TaskVector(Protocol):
+    """Access to one task vector."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        ...
+
+    def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Position and float32 values of its pieces."""
+        ...
+
+    def native(self) -> tuple[int, int, int, int] | None:
+        """Address and dtype code of the base (0, 0 for none) and of the parent, if compiled loops
+        can read them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitudes:
+    """Counts of a task vector's magnitudes.
+
+    Attributes:
+        bins: Numbers of the non-empty bins, largest first, `(filled,)`.
+        counts: Elements in these bins or larger ones, `(filled,)`.
+        grid: Elements of each bin that lie on the grid, `(filled,)`.
+        ties: The same up to and including each block, `(blocks, filled)`; None without blocks.
+        block: Elements of a block.
+    """
+
+    bins: np.ndarray
+    counts: np.ndarray
+    grid: np.ndarray
+    ties: np.ndarray | None
+    block: int
+
+
+def measure(vector: TaskVector) -> Magnitudes:
+    """Count a task vector's magnitudes, in one pass."""
+    block = _BLOCK
+    while -(-vector.numel // block) > _MOST_BLOCKS:
+        block *= 2
+    native = vector.native()
+    counts, grid = (
+        _count_tiled(vector) if native is None else _count_native(native, vector.numel, block)
+    )
+    bins = np.flatnonzero(counts)[::-1].copy()
+    by_block = grid[:, bins]
+    return Magnitudes(
+        bins,
+        counts[bins].cumsum(),
+        by_block.sum(0, dtype=np.int64),
+        by_block.cumsum(0, dtype=np.uint32) if native else None,
+        block,
+    )
+
+
+def find_cut(vector: TaskVector, magnitudes: Magnitudes, count: int) -> Cut | None:
+    """The cut that has exactly `count` elements before it.
+
+    Args:
+        vector: The task vector.
+        magnitudes: Its counts.
+        count: 0 or more.
+
+    Returns:
+        None if it lies among or after the zeros, which a selection need not tell apart.
+    """
+    if count <= 0:
+        return Cut(float("inf"), 0)
+    at = int(np.searchsorted(magnitudes.counts, count))
+    if at >= len(magnitudes.bins) or magnitudes.bins[at] == 0 and _all_zero(magnitudes, at):
+        return None
+    number = int(magnitudes.bins[at])
+    above = int(magnitudes.counts[at - 1]) if at else 0
+    between = int(magnitudes.counts[at]) - above - int(magnitudes.grid[at])
+    rank = count - above
+    if rank <= between:
+        return _between(vector, number, between, rank)
+    size = float(np.array([number << 16], np.uint32).view(np.float32)[0])
+    if size == 0.0:
+        return None
+    return Cut(size, _position(vector, magnitudes, at, size, rank - between) + 1)
+
+
+def _all_zero(magnitudes: Magnitudes, at: int) -> bool:
+    above = int(magnitudes.counts[at - 1]) if at else 0
+    return int(magnitudes.counts[at]) - above == int(magnitudes.grid[at])
+
+
+def _position(
+    vector: TaskVector, magnitudes: Magnitudes, at: int, size: float, rank: int
+) -> int:
+    """Position of the rank-th element of a grid value."""
+    native = vector.native()
+    if native is None or magnitudes.ties is None:
+        return _position_tiled(vector, size, rank)
+    from merge_core import native as loops
+
+    seen = magnitudes.ties[:, at]
+    block = int(np.searchsorted(seen, rank))
+    left = rank - (int(seen[block - 1]) if block else 0)
+    start = block * magnitudes.block
+    stop = min(start + magnitudes.block, vector.numel)
+    return int(loops.find_tie(*native, start, stop, np.float32(size), left))
+
+
+def _position_tiled(vector: TaskVector, size: float, rank: int) -> int:
+    for start, delta in vector.pieces():
+        places = (delta.abs() == size).nonzero().flatten()
+        if len(places) >= rank:
+            return start + int(places[rank - 1])
+        rank -= len(places)
+    raise AssertionError("counted and not found")
+
+
+def _between(vector: TaskVector, number: int, count: int, rank: int) -> Cut:
+    """The cut among the elements of a bin that don't lie on the grid."""
+    native = vector.native()
+    if native is None:
+        sizes, places = _off_grid_tiled(vector, number)
+    else:
+        from merge_core import native as loops
+
+        sizes, places = np.empty(count, np.float32), np.empty(count, np.int64)
+        loops.off_grid(*native, vector.numel, number, sizes, places)
+    order = np.argsort(-sizes, kind="stable")
+    last = order[rank - 1]
+    return Cut(float(sizes[last]), int(places[last]) + 1)
+
+
+def _off_grid_tiled(vector: TaskVector, number: int) -> tuple[np.ndarray, np.ndarray]:
+    sizes: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    for start, delta in vector.pieces():
+        size = delta.abs()
+        bits = size.view(torch.int32)
+        inside = ((bits >> 16 == number) & (bits & 0xFFFF != 0)).nonzero().flatten()
+        sizes.append(size[inside].cpu())
+        places.append(inside.cpu() + start)
+    return torch.cat(sizes).numpy(), torch.cat(places).numpy()
+
+
+def _count_tiled(vector: TaskVector) -> tuple[np.ndarray, np.ndarray]:
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    grid = torch.zeros(BINS, dtype=torch.int64)
+    for _, delta in vector.pieces():
+        bits = delta.abs().view(torch.int32)
+        counts += torch.bincount(bits >> 16, minlength=BINS).cpu()
+        grid += torch.bincount(bits[bits & 0xFFFF == 0] >> 16, minlength=BINS).cpu()
+    return counts.numpy(), grid.numpy()[None]
+
+
+def _count_native(
+    native: tuple[int, int, int, int], numel: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    from merge_core import native as loops
+
+    counts = np.zeros(BINS, np.int64)
+    grid = np.zeros((max(1, -(-numel // block)), BINS), np.uint32)
+    loops.histogram(*native, numel, block, counts, grid)
+    return counts, grid

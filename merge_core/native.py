@@ -1,0 +1,644 @@
+"""The compiled loops for the CPU (numba): whole models in one call, tile by tile.
+
+A tile of every source is widened to float32 in the first-level cache, combined there and rounded
+once on its way out, past the cache. Sources are addresses, so that one compiled function serves
+every number, size and dtype of parents. Inner loops take slices: only those are vectorised.
+Arithmetic is strict (no reordering), so equal inputs give equal bits.
+"""
+
+# numba compiles this file's functions; its decorators have no types and its loops no other form.
+# pyright: basic, reportMissingTypeStubs=false, reportUntypedFunctionDecorator=false
+
+import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+TILE = 512
+"""Elements of a tile. A row of float32 takes 2 KiB, so eight parents fit the cache."""
+
+_ROW = TILE + 48  # rows a power of two apart would fall on the same cache lines
+
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+EVERYTHING, WINDOW, BERNOULLI, SCORED, NOTHING = 0, 1, 2, 3, 4
+
+_F = np.float32
+_U = np.uint32
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_A16 = np.zeros(1, np.uint16)
+_A32 = np.zeros(1, np.float32)
+
+_INNER = {"boundscheck": False, "error_model": "numpy", "nogil": True, "cache": True}
+_OUTER = _INNER
+
+
+@nb.njit(**_OUTER)
+def linear(out, out_code, srcs, codes, weights, numel, first, last):
+    """Write tiles `first` to `last` of the jobs' tensors: sum of weights times sources.
+
+    Args:
+        out: int64 addresses, `(jobs,)`.
+        out_code: Dtype codes, `(jobs,)`.
+        srcs: int64 addresses, `(jobs, sources)`.
+        codes: Dtype codes, `(jobs, sources)`.
+        weights: float32, `(jobs, sources)`.
+        numel: `(jobs,)`.
+        first: Tile to begin with, counted over all jobs.
+        last: Tile to stop before.
+    """
+    rows = np.empty(_ROW * 2, _F)
+    store = np.empty(TILE * 2 + 32, np.uint16)
+    job, tile = _seek(numel, first)
+    for _ in range(last - first):
+        start = tile * TILE
+        n = min(TILE, numel[job] - start)
+        acc = rows[:n]
+        begun = False
+        k = 0
+        while k < srcs.shape[1]:
+            w = weights[job, k]
+            if w == _ZERO:
+                k += 1
+                continue
+            x = srcs[job, k]
+            pair = (
+                k + 1 < srcs.shape[1]
+                and codes[job, k] == BFLOAT16
+                and codes[job, k + 1] == BFLOAT16
+                and weights[job, k + 1] != _ZERO
+            )
+            if pair:
+                v = weights[job, k + 1]
+                y = nb.carray(_u16(srcs[job, k + 1] + 2 * start), (n,))
+                if begun:
+                    _add_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
+                else:
+                    _set_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
+                k += 2
+            else:
+                value = rows[_ROW : _ROW + n]
+                _widen(value, x, codes[job, k], start)
+                if begun:
+                    _add(acc, value, w)
+                else:
+                    _set(acc, value, w)
+                k += 1
+            begun = True
+        if not begun:
+            acc[:] = _ZERO
+        _store(out[job], out_code[job], start, acc, store)
+        job, tile = _next(job, tile, numel)
+
+
+@nb.njit(**_OUTER)
+def task_vectors(
+    out, out_code, base, base_code, srcs, codes, numel, kinds, reals, wholes, options, first, last
+):
+    """Write tiles `first` to `last` of the jobs' tensors: base plus merged task vectors.
+
+    Args:
+        out: int64 addresses, `(jobs,)`.
+        out_code: Dtype codes, `(jobs,)`.
+        base: int64 addresses, `(jobs,)`.
+        base_code: Dtype codes, `(jobs,)`.
+        srcs: int64 addresses, `(jobs, parents)`.
+        codes: Dtype codes, `(jobs, parents)`.
+        numel: `(jobs,)`.
+        kinds: Kind of each selection, `(jobs, parents)`.
+        reals: float32 weight, factor, threshold of first and of last, `(jobs, parents, 4)`.
+        wholes: int64 numbers of each selection, `(jobs, parents, 3)`: index of first and last of
+            a window (-1 for none); limit, key, half; or limit and address of the scores.
+        options: float32 scale, divisor, consensus, normalize, `(jobs, 4)`.
+        first: Tile to begin with, counted over all jobs.
+        last: Tile to stop before.
+    """
+    parents = srcs.shape[1]
+    rows = np.empty(_ROW * (parents + 5), _F)
+    store = np.empty(TILE * 2 + 32, np.uint16)
+    job, tile = _seek(numel, first)
+    for _ in range(last - first):
+        start = tile * TILE
+        n = min(TILE, numel[job] - start)
+        acc = rows[:n]
+        root = rows[_ROW : _ROW + n]
+        _widen(root, base[job], base_code[job], start)
+        for k in range(parents):
+            at = _ROW * (5 + k)
+            row = rows[at : at + n]
+            _selected(
+                row,
+                root,
+                srcs[job, k],
+                codes[job, k],
+                start,
+                reals[job, k, 1],
+                kinds[job, k],
+                reals[job, k, 2],
+                reals[job, k, 3],
+                wholes[job, k, 0],
+                wholes[job, k, 1],
+                wholes[job, k, 2],
+            )
+        scale = options[job, 0]
+        normalize = options[job, 3] != _ZERO
+        if options[job, 2] == _ZERO:
+            _sum(rows, parents, n)
+            _finish(acc, root, scale, options[job, 1])
+        elif parents == 1:
+            a = rows[5 * _ROW : 5 * _ROW + n]
+            _agree1(acc, root, a, reals[job, 0, 0], scale, normalize)
+        elif parents == 2:
+            a, b = rows[5 * _ROW : 5 * _ROW + n], rows[6 * _ROW : 6 * _ROW + n]
+            _agree2(acc, root, a, b, reals[job, 0, 0], reals[job, 1, 0], scale, normalize)
+        elif parents == 3:
+            a, b = rows[5 * _ROW : 5 * _ROW + n], rows[6 * _ROW : 6 * _ROW + n]
+            c = rows[7 * _ROW : 7 * _ROW + n]
+            w = reals[job, :, 0]
+            _agree3(acc, root, a, b, c, w[0], w[1], w[2], scale, normalize)
+        else:
+            _agree(rows, parents, n, reals[job, :, 0], scale, normalize)
+        _store(out[job], out_code[job], start, acc, store)
+        job, tile = _next(job, tile, numel)
+
+
+@nb.njit(**_OUTER)
+def histogram(base, base_code, src, code, numel, block, counts, grid):
+    """Count |delta| by the upper half of its float32 pattern.
+
+    Args:
+        base: Address, or 0 for no base.
+        base_code: Its dtype code.
+        src: Address.
+        code: Its dtype code.
+        numel: Number of elements.
+        block: Elements of a block, a multiple of the tile.
+        counts: int64, `(32768,)`: all elements by bin; added to.
+        grid: int32, `(blocks, 32768)`: by block, those with a zero lower half; added to.
+    """
+    delta = np.empty(TILE, _F)
+    root = np.empty(TILE + 48, _F)
+    for start in range(0, numel, TILE):
+        n = min(TILE, numel - start)
+        _delta(delta[:n], root[:n], base, base_code, src, code, start)
+        row = grid[start // block]
+        bits = delta[:n].view(_U)
+        for i in range(n):
+            size = bits[i] & _U(0x7FFFFFFF)
+            counts[size >> _U(16)] += 1
+            row[size >> _U(16)] += _U(1) if size & _U(0xFFFF) == _U(0) else _U(0)
+
+
+@nb.njit(**_OUTER)
+def find_tie(base, base_code, src, code, start, stop, size, rank):
+    """Position of the rank-th element (from 1) of one size in `start` to `stop`, or -1."""
+    delta = np.empty(TILE, _F)
+    root = np.empty(TILE + 48, _F)
+    left = rank
+    for at in range(start, stop, TILE):
+        n = min(TILE, stop - at)
+        _delta(delta[:n], root[:n], base, base_code, src, code, at)
+        here = _count(delta[:n], size)
+        if here >= left:
+            for i in range(n):
+                if abs(delta[i]) == size:
+                    left -= 1
+                    if left == 0:
+                        return at + i
+        left -= here
+    return -1
+
+
+@nb.njit(**_OUTER)
+def off_grid(base, base_code, src, code, numel, number, sizes, places):
+    """Collect the elements of one bin of the histogram whose lower half is not zero.
+
+    Args:
+        base: Address, or 0 for no base.
+        base_code: Its dtype code.
+        src: Address.
+        code: Its dtype code.
+        numel: Number of elements.
+        number: The bin.
+        sizes: float32, long enough for all of them: their |delta|; written.
+        places: int64, as long: their positions; written.
+    """
+    delta = np.empty(TILE, _F)
+    root = np.empty(TILE + 48, _F)
+    found = 0
+    for start in range(0, numel, TILE):
+        n = min(TILE, numel - start)
+        _delta(delta[:n], root[:n], base, base_code, src, code, start)
+        for part in range(0, n, 64):
+            stop = min(part + 64, n)
+            if not _any_in(delta[part:stop].view(_U), _U(number)):
+                continue
+            for i in range(part, stop):
+                size = delta.view(_U)[i] & _U(0x7FFFFFFF)
+                if size >> _U(16) == number and size & _U(0xFFFF) != _U(0):
+                    sizes[found] = abs(delta[i])
+                    places[found] = start + i
+                    found += 1
+
+
+@nb.njit(**_INNER)
+def _seek(numel, tile):
+    job = 0
+    while tile >= (numel[job] + TILE - 1) // TILE:
+        tile -= (numel[job] + TILE - 1) // TILE
+        job += 1
+        if job == numel.size:
+            break
+    return job, tile
+
+
+@nb.njit(**_INNER)
+def _next(job, tile, numel):
+    tile += 1
+    while job < numel.size and tile * TILE >= numel[job]:
+        job += 1
+        tile = 0
+    return job, tile
+
+
+@nb.njit(**_INNER)
+def _count(delta, size):
+    found = 0
+    for i in range(delta.size):
+        found += abs(delta[i]) == size
+    return found
+
+
+@nb.njit(**_INNER)
+def _any_in(bits, number):
+    found = False
+    for i in range(bits.size):
+        size = bits[i] & _U(0x7FFFFFFF)
+        found |= (size >> _U(16) == number) & (size & _U(0xFFFF) != _U(0))
+    return found
+
+
+@nb.njit(**_INNER)
+def _delta(delta, root, base, base_code, src, code, start):
+    _widen(delta, src, code, start)
+    if base != 0:
+        _widen(root, base, base_code, start)
+        for i in range(delta.size):
+            delta[i] -= root[i]
+
+
+@nb.njit(**_INNER)
+def _selected(row, root, src, code, start, factor, kind, upper, lower, one, two, three):
+    n = row.size
+    if factor == _ZERO or kind == NOTHING:
+        row[:] = _ZERO  # whatever the parent holds: 0 * inf would be NaN
+        return
+    if kind == WINDOW:
+        _windowed(row, root, src, code, start, factor, upper, lower, one, two)
+        return
+    _scaled(row, root, src, code, start, factor)
+    if kind == BERNOULLI:
+        key = _splitmix64(np.uint64(two) + np.uint64(start >> 16) * np.uint64(0x9E3779B97F4A7C15))
+        ahead, within = _U(key & np.uint64(0xFFFFFFFF)), _U(key >> np.uint64(32))
+        _drop_random(row, _U(start & 0xFFFF), ahead, within, _U(16 * three), _U(one))
+    elif kind == SCORED:
+        _drop_scored(row, nb.carray(_u16(two + 2 * start), (n,)), _U(one))
+
+
+@nb.njit(**_INNER)
+def _windowed(row, root, src, code, start, factor, upper, lower, first, last):
+    """Up to three runs of elements, between which an equal magnitude changes sides."""
+    n = row.size
+    cut_first = min(max(first - start, 0), n)
+    cut_last = min(max(last - start, 0), n)
+    begin = 0
+    while begin < n:
+        end = n
+        if begin < cut_first:
+            end = min(end, cut_first)
+        if begin < cut_last:
+            end = min(end, cut_last)
+        low = _ZERO if last < 0 else (lower if begin < cut_last else _after(lower))
+        high = np.inf if first < 0 else (upper if begin < cut_first else _after(upper))
+        _window(row[begin:end], root[begin:end], src, code, start + begin, factor, low, _F(high))
+        begin = end
+
+
+@nb.njit(**_INNER)
+def _window(row, root, src, code, start, factor, low, high):
+    n = row.size
+    if code == BFLOAT16:
+        x = nb.carray(_u16(src + 2 * start), (n,))
+        if high == np.inf:
+            _keep_large16(row, root, x, factor, low)
+        else:
+            _keep_band16(row, root, x, factor, low, high)
+    else:
+        _widen(row, src, code, start)
+        for i in range(n):
+            d = row[i] - root[i]
+            row[i] = _ZERO if (abs(d) < low) | (abs(d) >= high) else factor * d
+
+
+@nb.njit(**_INNER)
+def _keep_large16(row, root, x, factor, low):
+    for i in range(row.size):
+        d = _f32(x[i]) - root[i]
+        row[i] = _ZERO if abs(d) < low else factor * d
+
+
+@nb.njit(**_INNER)
+def _keep_band16(row, root, x, factor, low, high):
+    for i in range(row.size):
+        d = _f32(x[i]) - root[i]
+        row[i] = _ZERO if (abs(d) < low) | (abs(d) >= high) else factor * d
+
+
+@nb.njit(**_INNER)
+def _scaled(row, root, src, code, start, factor):
+    n = row.size
+    if code == BFLOAT16:
+        _scaled16(row, root, nb.carray(_u16(src + 2 * start), (n,)), factor)
+    else:
+        _widen(row, src, code, start)
+        for i in range(n):
+            row[i] = factor * (row[i] - root[i])
+
+
+@nb.njit(**_INNER)
+def _scaled16(row, root, x, factor):
+    for i in range(row.size):
+        row[i] = factor * (_f32(x[i]) - root[i])
+
+
+@nb.njit(**_INNER)
+def _drop_random(row, place, ahead, within, shift, limit):
+    for i in range(row.size):
+        x = _U((place + _U(i)) * _U(0x9E3779B9) + ahead)
+        x ^= x >> _U(16)
+        x = _U(x * _U(0x7FEB352D))
+        x ^= x >> _U(15)
+        x ^= within
+        x = _U(x * _U(0x846CA68B))
+        x ^= x >> _U(16)
+        row[i] = row[i] if ((x >> shift) & _U(0xFFFF)) < limit else _ZERO
+
+
+@nb.njit(**_INNER)
+def _drop_scored(row, scores, limit):
+    for i in range(row.size):
+        row[i] = row[i] if _U(scores[i]) < limit else _ZERO
+
+
+@nb.njit(**_INNER)
+def _sum(rows, parents, n):
+    acc = rows[:n]
+    acc[:] = rows[5 * _ROW : 5 * _ROW + n]
+    for k in range(1, parents):
+        _accumulate(acc, rows[(5 + k) * _ROW : (5 + k) * _ROW + n])
+
+
+@nb.njit(**_INNER)
+def _accumulate(acc, row):
+    for i in range(acc.size):
+        acc[i] += row[i]
+
+
+@nb.njit(**_INNER)
+def _finish(acc, root, scale, divisor):
+    for i in range(acc.size):
+        acc[i] = acc[i] / divisor * scale + root[i]
+
+
+@nb.njit(inline="always")
+def _part(x):
+    """What an element adds: itself if it agrees (is positive after turning) or is no number."""
+    return _ZERO if x <= _ZERO else x
+
+
+@nb.njit(**_INNER)
+def _agree1(acc, root, a, u, scale, normalize):
+    for i in range(acc.size):
+        s = _ONE if a[i] >= _ZERO else -_ONE
+        x = _part(a[i] * s)
+        weight = u if x != _ZERO else _ZERO
+        acc[i] = _agreed(root[i], s, x, weight, scale, normalize)
+
+
+@nb.njit(**_INNER)
+def _agree2(acc, root, a, b, u, v, scale, normalize):
+    for i in range(acc.size):
+        s = _ONE if a[i] + b[i] >= _ZERO else -_ONE
+        x = _part(a[i] * s)
+        y = _part(b[i] * s)
+        weight = (u if x != _ZERO else _ZERO) + (v if y != _ZERO else _ZERO)
+        acc[i] = _agreed(root[i], s, x + y, weight, scale, normalize)
+
+
+@nb.njit(**_INNER)
+def _agree3(acc, root, a, b, c, u, v, w, scale, normalize):
+    for i in range(acc.size):
+        s = _ONE if a[i] + b[i] + c[i] >= _ZERO else -_ONE
+        x = _part(a[i] * s)
+        y = _part(b[i] * s)
+        z = _part(c[i] * s)
+        weight = (
+            (u if x != _ZERO else _ZERO) + (v if y != _ZERO else _ZERO)
+        ) + (w if z != _ZERO else _ZERO)
+        acc[i] = _agreed(root[i], s, x + y + z, weight, scale, normalize)
+
+
+@nb.njit(inline="always")
+def _agreed(root, sign, total, weight, scale, normalize):
+    divisor = weight if normalize and weight != _ZERO else _ONE
+    return sign * total / divisor * scale + root
+
+
+@nb.njit(**_INNER)
+def _agree(rows, parents, n, weights, scale, normalize):
+    acc, root = rows[:n], rows[_ROW : _ROW + n]
+    votes, total, weight = (
+        rows[2 * _ROW : 2 * _ROW + n],
+        rows[3 * _ROW : 3 * _ROW + n],
+        rows[4 * _ROW : 4 * _ROW + n],
+    )
+    _sum(rows, parents, n)
+    votes[:] = acc
+    total[:] = _ZERO
+    weight[:] = _ZERO
+    for k in range(parents):
+        _join(total, weight, votes, rows[(5 + k) * _ROW : (5 + k) * _ROW + n], weights[k])
+    for i in range(n):
+        s = _ONE if votes[i] >= _ZERO else -_ONE
+        acc[i] = _agreed(root[i], s, total[i], weight[i], scale, normalize)
+
+
+@nb.njit(**_INNER)
+def _join(total, weight, votes, row, w):
+    for i in range(total.size):
+        s = _ONE if votes[i] >= _ZERO else -_ONE
+        x = _part(row[i] * s)
+        total[i] += x
+        weight[i] += w if x != _ZERO else _ZERO
+
+
+@nb.njit(**_INNER)
+def _set(acc, x, w):
+    for i in range(acc.size):
+        acc[i] = w * x[i]
+
+
+@nb.njit(**_INNER)
+def _add(acc, x, w):
+    for i in range(acc.size):
+        acc[i] += w * x[i]
+
+
+@nb.njit(**_INNER)
+def _set_two(acc, x, y, w, v):
+    for i in range(acc.size):
+        acc[i] = w * _f32(x[i]) + v * _f32(y[i])
+
+
+@nb.njit(**_INNER)
+def _add_two(acc, x, y, w, v):
+    for i in range(acc.size):
+        acc[i] = acc[i] + w * _f32(x[i]) + v * _f32(y[i])
+
+
+@nb.njit(**_INNER)
+def _widen(row, address, code, start):
+    n = row.size
+    if code == BFLOAT16:
+        x = nb.carray(_u16(address + 2 * start), (n,))
+        for i in range(n):
+            row[i] = _f32(x[i])
+    elif code == FLOAT16:
+        h = nb.carray(_u16(address + 2 * start), (n,))
+        for i in range(n):
+            row[i] = _half(h[i])
+    else:
+        f = nb.carray(_f(address + 4 * start), (n,))
+        for i in range(n):
+            row[i] = f[i]
+
+
+@nb.njit(**_INNER)
+def _store(address, code, start, acc, store):
+    n = acc.size
+    if code == FLOAT32:
+        _stream(address + 4 * start, acc.ctypes.data, 4 * n)
+        return
+    narrow = store[:n]
+    if code == BFLOAT16:
+        for i in range(n):
+            narrow[i] = _b16(acc[i])
+    else:
+        for i in range(n):
+            narrow[i] = _to_half(acc[i])
+    _stream(address + 2 * start, narrow.ctypes.data, 2 * n)
+
+
+@nb.njit(**_INNER)
+def _stream(target, source, count):
+    """Copy bytes past the cache where the target lies on its lines."""
+    lines = count // 64 if target % 64 == 0 else 0
+    _copy_lines(target, source, lines)
+    done = 64 * lines
+    t = nb.carray(_u16(target + done), ((count - done) // 2,))
+    s = nb.carray(_u16(source + done), ((count - done) // 2,))
+    for i in range(t.size):
+        t[i] = s[i]
+
+
+@nb.njit(inline="always")
+def _f32(x):
+    return _U(_U(x) << _U(16)).view(_F)
+
+
+@nb.njit(inline="always")
+def _b16(x):
+    """Round to the nearest bfloat16, ties to even; a NaN stays one."""
+    bits = _F(x).view(_U)
+    rounded = (bits + _U(0x7FFF) + ((bits >> _U(16)) & _U(1))) >> _U(16)
+    return np.uint16(_U(0x7FC0) if (bits & _U(0x7FFFFFFF)) > _U(0x7F800000) else rounded)
+
+
+@nb.njit(inline="always")
+def _half(h):
+    """A float16 pattern's value: exponent moved by a multiplication, infinities restored."""
+    magnitude = _U(_U(h & 0x7FFF) << _U(13))
+    value = magnitude.view(_F) * _F(5.192296858534828e33)  # 2 ** 112
+    special = _U(magnitude | _U(0x7F800000)).view(_F)
+    value = special if (h & 0x7FFF) >= 0x7C00 else value
+    return _U(_F(value).view(_U) | _U(_U(h & 0x8000) << _U(16))).view(_F)
+
+
+@nb.njit(inline="always")
+def _to_half(x):
+    """Round to the nearest float16 pattern, ties to even, subnormals and infinities included."""
+    bits = _F(x).view(_U)
+    sign = _U((bits >> _U(16)) & _U(0x8000))
+    size = _U(bits & _U(0x7FFFFFFF))
+    normal = _U((size + _U(0xC8000FFF) + ((size >> _U(13)) & _U(1))) >> _U(13))
+    small = _U(_F(size.view(_F) + _F(0.5)).view(_U) - _U(0x3F000000))
+    result = small if size < _U(0x38800000) else normal
+    result = _U(0x7C00) if size >= _U(0x477FF000) else result
+    result = _U(0x7E00) if size > _U(0x7F800000) else result
+    return np.uint16(result | sign)
+
+
+@nb.njit(inline="always")
+def _after(x):
+    """The next larger float32 of a number that is not negative."""
+    return _U(_F(x).view(_U) + _U(1)).view(_F)
+
+
+@nb.njit(inline="always")
+def _splitmix64(x):
+    x = np.uint64(x + np.uint64(0x9E3779B97F4A7C15))
+    x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
+    x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
+    return np.uint64(x ^ (x >> np.uint64(31)))
+
+
+@intrinsic
+def _pointer(typing_context, address, like):
+    """An address as a pointer to elements like an array's."""
+    pointer = types.CPointer(like.dtype)
+
+    def generate(context, builder, signature, values):
+        return builder.inttoptr(values[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), generate
+
+
+@nb.njit(inline="always")
+def _u16(address):
+    return _pointer(address, _A16)
+
+
+@nb.njit(inline="always")
+def _f(address):
+    return _pointer(address, _A32)
+
+
+@intrinsic
+def _copy_lines(typing_context, target, source, lines):
+    """Copy 64-byte lines with non-temporal stores; the target lies on a line."""
+
+    def generate(context, builder, signature, values):
+        line = ir.VectorType(ir.IntType(64), 8)
+        note = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        with cgutils.for_range(builder, values[2]) as loop:
+            offset = builder.mul(loop.index, ir.Constant(ir.IntType(64), 64))
+            at = [
+                builder.inttoptr(builder.add(value, offset), line.as_pointer())
+                for value in values[:2]
+            ]
+            store = builder.store(builder.load(at[1], align=2), at[0], align=64)
+            store.set_metadata("nontemporal", note)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
