@@ -78,7 +78,7 @@ def _run_linear(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
     codes = np.ascontiguousarray(table[:, 1:, 1])
     addresses = np.ascontiguousarray(table[:, 1:, 0])
     head = np.ascontiguousarray(table[:, 0].T)
-    _spread(native.linear, (head[0], head[1], addresses, codes, weights, numel), numel)
+    _spread(native.linear, (head[0], head[1], addresses, codes, weights, numel), numel, weights.shape[1])
 
 
 def _run_task_vectors(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
@@ -96,13 +96,24 @@ def _run_task_vectors(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
         reals[row, :, 1] = form.factors
         for column, selection in enumerate(form.selections):
             kinds[row, column] = _describe(selection, reals[row, column], wholes[row, column])
+    short = (table[:, :, 1] == native.BFLOAT16)[:, 1:].all(1)
     options = np.array(
-        [(f.scale, divisor(f), f.consensus, f.normalize) for f in forms], np.float32
+        [_options(form, bool(b)) for form, b in zip(forms, short, strict=True)], np.float32
     )
     head = np.ascontiguousarray(table[:, :2].transpose(1, 2, 0))
     addresses, codes = (np.ascontiguousarray(table[:, 2:, i]) for i in (0, 1))
     arguments = (*head[0], *head[1], addresses, codes, numel, kinds, reals, wholes, options)
-    _spread(native.task_vectors, arguments, numel)
+    _spread(native.task_vectors, arguments, numel, shape[1])
+
+
+def _options(form: TaskVectors, short: bool) -> tuple[float, ...]:
+    plain = (
+        short
+        and not form.consensus
+        and all(selection is None for selection in form.selections)
+        and 0 not in form.factors  # whatever that parent holds: 0 * inf would be NaN
+    )
+    return (form.scale, divisor(form), form.consensus, form.normalize, plain)
 
 
 def _describe(selection: Selection, reals: np.ndarray, wholes: np.ndarray) -> int:
@@ -127,15 +138,21 @@ def _describe(selection: Selection, reals: np.ndarray, wholes: np.ndarray) -> in
             return 4
 
 
-def _spread(loop: Any, arguments: Sequence[Any], numel: np.ndarray) -> None:
+def _spread(loop: Any, arguments: Sequence[Any], numel: np.ndarray, parents: int) -> None:
     """Run a loop over all tiles, shared among as many threads as torch uses."""
-    from merge_core.native import TILE
+    from merge_core.native import TILE, scratch_bytes
 
     tiles = int((-(-numel // TILE)).sum())
     threads = max(1, min(torch.get_num_threads(), tiles // _FEW_TILES))
-    if threads == 1:
-        loop(*arguments, 0, tiles)
-        return
     bounds = [tiles * i // threads for i in range(threads + 1)]
+
+    def run(thread: int) -> None:
+        scratch = np.empty(scratch_bytes(parents) + 64, np.uint8)
+        aligned = -(-scratch.ctypes.data // 64) * 64
+        loop(*arguments, bounds[thread], bounds[thread + 1], aligned)
+
+    if threads == 1:
+        run(0)
+        return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda i: loop(*arguments, bounds[i], bounds[i + 1]), range(threads)))
+        list(pool.map(run, range(threads)))

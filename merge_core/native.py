@@ -34,8 +34,13 @@ _INNER = {"boundscheck": False, "error_model": "numpy", "nogil": True, "cache": 
 _OUTER = _INNER
 
 
+def scratch_bytes(parents: int) -> int:
+    """Bytes of scratch memory that the loops need: result, base, three sums, output, parents."""
+    return 4 * _ROW * (6 + parents)
+
+
 @nb.njit(**_OUTER)
-def linear(out, out_code, srcs, codes, weights, numel, first, last):
+def linear(out, out_code, srcs, codes, weights, numel, first, last, scratch):
     """Write tiles `first` to `last` of the jobs' tensors: sum of weights times sources.
 
     Args:
@@ -47,14 +52,13 @@ def linear(out, out_code, srcs, codes, weights, numel, first, last):
         numel: `(jobs,)`.
         first: Tile to begin with, counted over all jobs.
         last: Tile to stop before.
+        scratch: Address of `scratch_bytes(sources)` bytes.
     """
-    rows = np.empty(_ROW * 2, _F)
-    store = np.empty(TILE * 2 + 32, np.uint16)
     job, tile = _seek(numel, first)
     for _ in range(last - first):
         start = tile * TILE
         n = min(TILE, numel[job] - start)
-        acc = rows[:n]
+        acc = _row(scratch, 0, n)
         begun = False
         k = 0
         while k < srcs.shape[1]:
@@ -78,7 +82,7 @@ def linear(out, out_code, srcs, codes, weights, numel, first, last):
                     _set_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
                 k += 2
             else:
-                value = rows[_ROW : _ROW + n]
+                value = _row(scratch, 1, n)
                 _widen(value, x, codes[job, k], start)
                 if begun:
                     _add(acc, value, w)
@@ -87,14 +91,14 @@ def linear(out, out_code, srcs, codes, weights, numel, first, last):
                 k += 1
             begun = True
         if not begun:
-            acc[:] = _ZERO
-        _store(out[job], out_code[job], start, acc, store)
+            _clear(acc)
+        _store(out[job], out_code[job], start, scratch, n)
         job, tile = _next(job, tile, numel)
 
 
 @nb.njit(**_OUTER)
 def task_vectors(
-    out, out_code, base, base_code, srcs, codes, numel, kinds, reals, wholes, options, first, last
+    out, out_code, base, base_code, srcs, codes, numel, kinds, reals, wholes, options, first, last, scratch
 ):
     """Write tiles `first` to `last` of the jobs' tensors: base plus merged task vectors.
 
@@ -110,23 +114,38 @@ def task_vectors(
         reals: float32 weight, factor, threshold of first and of last, `(jobs, parents, 4)`.
         wholes: int64 numbers of each selection, `(jobs, parents, 3)`: index of first and last of
             a window (-1 for none); limit, key, half; or limit and address of the scores.
-        options: float32 scale, divisor, consensus, normalize, `(jobs, 4)`.
+        options: float32 scale, divisor, consensus, normalize, and whether all is bfloat16, kept
+            and simply summed, `(jobs, 5)`.
         first: Tile to begin with, counted over all jobs.
         last: Tile to stop before.
+        scratch: Address of `scratch_bytes(parents)` bytes.
     """
     parents = srcs.shape[1]
-    rows = np.empty(_ROW * (parents + 5), _F)
-    store = np.empty(TILE * 2 + 32, np.uint16)
     job, tile = _seek(numel, first)
     for _ in range(last - first):
         start = tile * TILE
         n = min(TILE, numel[job] - start)
-        acc = rows[:n]
-        root = rows[_ROW : _ROW + n]
+        acc = _row(scratch, 0, n)
+        root = _row(scratch, 1, n)
+        if options[job, 4] == _ONE and 1 < parents < 4:
+            scale = options[job, 0] / options[job, 1]
+            r = nb.carray(_u16(base[job] + 2 * start), (n,))
+            x = nb.carray(_u16(srcs[job, 0] + 2 * start), (n,))
+            y = nb.carray(_u16(srcs[job, 1] + 2 * start), (n,))
+            u, v = reals[job, 0, 1], reals[job, 1, 1]
+            if parents == 2:
+                _two_offsets(acc, r, x, y, u, v, scale)
+            else:
+                z = nb.carray(_u16(srcs[job, 2] + 2 * start), (n,))
+                _three_offsets(acc, r, x, y, z, u, v, reals[job, 2, 1], scale)
+            _store(out[job], out_code[job], start, scratch, n)
+            job, tile = _next(job, tile, numel)
+            continue
+        _fetch(base[job], base_code[job], start + TILE)
         _widen(root, base[job], base_code[job], start)
         for k in range(parents):
-            at = _ROW * (5 + k)
-            row = rows[at : at + n]
+            _fetch(srcs[job, k], codes[job, k], start + TILE)
+            row = _row(scratch, 6 + k, n)
             _selected(
                 row,
                 root,
@@ -140,26 +159,28 @@ def task_vectors(
                 wholes[job, k, 0],
                 wholes[job, k, 1],
                 wholes[job, k, 2],
+                scratch,
+                k > 0 and kinds[job, k - 1] == BERNOULLI and wholes[job, k - 1, 1] == wholes[job, k, 1],
             )
         scale = options[job, 0]
         normalize = options[job, 3] != _ZERO
         if options[job, 2] == _ZERO:
-            _sum(rows, parents, n)
-            _finish(acc, root, scale, options[job, 1])
+            _sum(scratch, parents, n)
+            _finish(acc, root, scale / options[job, 1])
         elif parents == 1:
-            a = rows[5 * _ROW : 5 * _ROW + n]
+            a = _row(scratch, 6, n)
             _agree1(acc, root, a, reals[job, 0, 0], scale, normalize)
         elif parents == 2:
-            a, b = rows[5 * _ROW : 5 * _ROW + n], rows[6 * _ROW : 6 * _ROW + n]
+            a, b = _row(scratch, 6, n), _row(scratch, 7, n)
             _agree2(acc, root, a, b, reals[job, 0, 0], reals[job, 1, 0], scale, normalize)
         elif parents == 3:
-            a, b = rows[5 * _ROW : 5 * _ROW + n], rows[6 * _ROW : 6 * _ROW + n]
-            c = rows[7 * _ROW : 7 * _ROW + n]
+            a, b = _row(scratch, 6, n), _row(scratch, 7, n)
+            c = _row(scratch, 8, n)
             w = reals[job, :, 0]
             _agree3(acc, root, a, b, c, w[0], w[1], w[2], scale, normalize)
         else:
-            _agree(rows, parents, n, reals[job, :, 0], scale, normalize)
-        _store(out[job], out_code[job], start, acc, store)
+            _agree(scratch, parents, n, reals[job, :, 0], scale, normalize)
+        _store(out[job], out_code[job], start, scratch, n)
         job, tile = _next(job, tile, numel)
 
 
@@ -243,6 +264,13 @@ def off_grid(base, base_code, src, code, numel, number, sizes, places):
 
 
 @nb.njit(**_INNER)
+def _fetch(address, code, start):
+    """Ask for a source's next tile while this one is worked on; past the end it does nothing."""
+    width = 4 if code == FLOAT32 else 2
+    _prefetch(address + width * start, width * TILE // 64)
+
+
+@nb.njit(**_INNER)
 def _seek(numel, tile):
     job = 0
     while tile >= (numel[job] + TILE - 1) // TILE:
@@ -289,19 +317,37 @@ def _delta(delta, root, base, base_code, src, code, start):
 
 
 @nb.njit(**_INNER)
-def _selected(row, root, src, code, start, factor, kind, upper, lower, one, two, three):
+def _two_offsets(acc, base, x, y, u, v, scale):
+    for i in range(acc.size):
+        r = _f32(base[i])
+        acc[i] = (u * (_f32(x[i]) - r) + v * (_f32(y[i]) - r)) * scale + r
+
+
+@nb.njit(**_INNER)
+def _three_offsets(acc, base, x, y, z, u, v, w, scale):
+    for i in range(acc.size):
+        r = _f32(base[i])
+        s = u * (_f32(x[i]) - r) + v * (_f32(y[i]) - r) + w * (_f32(z[i]) - r)
+        acc[i] = s * scale + r
+
+
+@nb.njit(**_INNER)
+def _selected(
+    row, root, src, code, start, factor, kind, upper, lower, one, two, three, scratch, drawn
+):
     n = row.size
     if factor == _ZERO or kind == NOTHING:
-        row[:] = _ZERO  # whatever the parent holds: 0 * inf would be NaN
+        _clear(row)  # whatever the parent holds: 0 * inf would be NaN
         return
     if kind == WINDOW:
         _windowed(row, root, src, code, start, factor, upper, lower, one, two)
         return
     _scaled(row, root, src, code, start, factor)
     if kind == BERNOULLI:
-        key = _splitmix64(np.uint64(two) + np.uint64(start >> 16) * np.uint64(0x9E3779B97F4A7C15))
-        ahead, within = _U(key & np.uint64(0xFFFFFFFF)), _U(key >> np.uint64(32))
-        _drop_random(row, _U(start & 0xFFFF), ahead, within, _U(16 * three), _U(one))
+        bits = _row(scratch, 2, n).view(_U)
+        if not drawn:  # two parents share a key, and with it the numbers of a tile
+            _draw(bits, two, start)
+        _drop_random(row, bits, _U(16 * three), _U(one))
     elif kind == SCORED:
         _drop_scored(row, nb.carray(_u16(two + 2 * start), (n,)), _U(one))
 
@@ -373,16 +419,30 @@ def _scaled16(row, root, x, factor):
 
 
 @nb.njit(**_INNER)
-def _drop_random(row, place, ahead, within, shift, limit):
-    for i in range(row.size):
-        x = _U((place + _U(i)) * _U(0x9E3779B9) + ahead)
-        x ^= x >> _U(16)
+def _draw(bits, key, start):
+    """The random numbers of a tile, as `masks.random_bits` makes them."""
+    block = np.uint64(start >> 16) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = _splitmix64(np.uint64(key) + block)
+    ahead, within = _U(mixed & np.uint64(0xFFFFFFFF)), _U(mixed >> np.uint64(32))
+    _fill(bits, _U(start & 0xFFFF), ahead, within)
+
+
+@nb.njit(**_INNER)
+def _fill(bits, place, ahead, within):
+    for i in range(bits.size):
+        x = _U(_U(_U(place + _U(i)) * _U(0x9E3779B9)) + ahead)
+        x = _U(x ^ _U(x >> _U(16)))
         x = _U(x * _U(0x7FEB352D))
-        x ^= x >> _U(15)
-        x ^= within
+        x = _U(x ^ _U(x >> _U(15)))
+        x = _U(x ^ within)
         x = _U(x * _U(0x846CA68B))
-        x ^= x >> _U(16)
-        row[i] = row[i] if ((x >> shift) & _U(0xFFFF)) < limit else _ZERO
+        bits[i] = _U(x ^ _U(x >> _U(16)))
+
+
+@nb.njit(**_INNER)
+def _drop_random(row, bits, shift, limit):
+    for i in range(row.size):
+        row[i] = row[i] if _U(_U(bits[i] >> shift) & _U(0xFFFF)) < limit else _ZERO
 
 
 @nb.njit(**_INNER)
@@ -392,11 +452,20 @@ def _drop_scored(row, scores, limit):
 
 
 @nb.njit(**_INNER)
-def _sum(rows, parents, n):
-    acc = rows[:n]
-    acc[:] = rows[5 * _ROW : 5 * _ROW + n]
-    for k in range(1, parents):
-        _accumulate(acc, rows[(5 + k) * _ROW : (5 + k) * _ROW + n])
+def _sum(scratch, parents, n):
+    acc = _row(scratch, 0, n)
+    if parents == 1:
+        _set(acc, _row(scratch, 6, n), _ONE)
+        return
+    _set_sum(acc, _row(scratch, 6, n), _row(scratch, 7, n))
+    for k in range(2, parents):
+        _accumulate(acc, _row(scratch, 6 + k, n))
+
+
+@nb.njit(**_INNER)
+def _set_sum(acc, x, y):
+    for i in range(acc.size):
+        acc[i] = x[i] + y[i]
 
 
 @nb.njit(**_INNER)
@@ -406,9 +475,9 @@ def _accumulate(acc, row):
 
 
 @nb.njit(**_INNER)
-def _finish(acc, root, scale, divisor):
+def _finish(acc, root, scale):
     for i in range(acc.size):
-        acc[i] = acc[i] / divisor * scale + root[i]
+        acc[i] = acc[i] * scale + root[i]
 
 
 @nb.njit(inline="always")
@@ -456,19 +525,15 @@ def _agreed(root, sign, total, weight, scale, normalize):
 
 
 @nb.njit(**_INNER)
-def _agree(rows, parents, n, weights, scale, normalize):
-    acc, root = rows[:n], rows[_ROW : _ROW + n]
-    votes, total, weight = (
-        rows[2 * _ROW : 2 * _ROW + n],
-        rows[3 * _ROW : 3 * _ROW + n],
-        rows[4 * _ROW : 4 * _ROW + n],
-    )
-    _sum(rows, parents, n)
-    votes[:] = acc
-    total[:] = _ZERO
-    weight[:] = _ZERO
+def _agree(scratch, parents, n, weights, scale, normalize):
+    acc, root = _row(scratch, 0, n), _row(scratch, 1, n)
+    votes, total, weight = _row(scratch, 2, n), _row(scratch, 3, n), _row(scratch, 4, n)
+    _sum(scratch, parents, n)
+    _set(votes, acc, _ONE)
+    _clear(total)
+    _clear(weight)
     for k in range(parents):
-        _join(total, weight, votes, rows[(5 + k) * _ROW : (5 + k) * _ROW + n], weights[k])
+        _join(total, weight, votes, _row(scratch, 6 + k, n), weights[k])
     for i in range(n):
         s = _ONE if votes[i] >= _ZERO else -_ONE
         acc[i] = _agreed(root[i], s, total[i], weight[i], scale, normalize)
@@ -481,6 +546,12 @@ def _join(total, weight, votes, row, w):
         x = _part(row[i] * s)
         total[i] += x
         weight[i] += w if x != _ZERO else _ZERO
+
+
+@nb.njit(**_INNER)
+def _clear(row):
+    for i in range(row.size):
+        row[i] = _ZERO
 
 
 @nb.njit(**_INNER)
@@ -525,19 +596,25 @@ def _widen(row, address, code, start):
 
 
 @nb.njit(**_INNER)
-def _store(address, code, start, acc, store):
-    n = acc.size
+def _store(address, code, start, scratch, n):
+    acc = _row(scratch, 0, n)
     if code == FLOAT32:
-        _stream(address + 4 * start, acc.ctypes.data, 4 * n)
+        _stream(address + 4 * start, scratch, 4 * n)
         return
-    narrow = store[:n]
+    store = scratch + 4 * _ROW * 5
+    narrow = nb.carray(_u16(store), (n,))
     if code == BFLOAT16:
-        for i in range(n):
-            narrow[i] = _b16(acc[i])
+        _narrow(narrow, acc)
     else:
         for i in range(n):
             narrow[i] = _to_half(acc[i])
-    _stream(address + 2 * start, narrow.ctypes.data, 2 * n)
+    _stream(address + 2 * start, store, 2 * n)
+
+
+@nb.njit(**_INNER)
+def _narrow(narrow, acc):
+    for i in range(acc.size):
+        narrow[i] = _b16(acc[i])
 
 
 @nb.njit(**_INNER)
@@ -553,6 +630,12 @@ def _stream(target, source, count):
 
 
 @nb.njit(inline="always")
+def _row(scratch, number, n):
+    """A row of the scratch memory: plain addresses cost nothing, slices count references."""
+    return nb.carray(_f(scratch + 4 * _ROW * number), (n,))
+
+
+@nb.njit(inline="always")
 def _f32(x):
     return _U(_U(x) << _U(16)).view(_F)
 
@@ -561,8 +644,9 @@ def _f32(x):
 def _b16(x):
     """Round to the nearest bfloat16, ties to even; a NaN stays one."""
     bits = _F(x).view(_U)
-    rounded = (bits + _U(0x7FFF) + ((bits >> _U(16)) & _U(1))) >> _U(16)
-    return np.uint16(_U(0x7FC0) if (bits & _U(0x7FFFFFFF)) > _U(0x7F800000) else rounded)
+    odd = _U(_U(bits >> _U(16)) & _U(1))
+    rounded = _U(_U(_U(bits + _U(0x7FFF)) + odd) >> _U(16))
+    return np.uint16(rounded if x == x else _U(0x7FC0))
 
 
 @nb.njit(inline="always")
@@ -642,3 +726,21 @@ def _copy_lines(typing_context, target, source, lines):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _prefetch(typing_context, address, lines):
+    """Ask for 64-byte lines; an address that isn't mapped is ignored by the processor."""
+
+    def generate(context, builder, signature, values):
+        byte = ir.IntType(8).as_pointer()
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        with cgutils.for_range(builder, values[1]) as loop:
+            offset = builder.mul(loop.index, ir.Constant(ir.IntType(64), 64))
+            at = builder.inttoptr(builder.add(values[0], offset), byte)
+            builder.call(fetch, [at, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
