@@ -172,12 +172,18 @@ def task_vectors(
             _agree1(acc, root, a, reals[job, 0, 0], scale, normalize)
         elif parents == 2:
             a, b = _row(scratch, 6, n), _row(scratch, 7, n)
-            _agree2(acc, root, a, b, reals[job, 0, 0], reals[job, 1, 0], scale, normalize)
+            if normalize:
+                _share2(acc, root, a, b, _shares(reals[job, 0, 0], reals[job, 1, 0], scale))
+            else:
+                _agree2(acc, root, a, b, scale)
         elif parents == 3:
             a, b = _row(scratch, 6, n), _row(scratch, 7, n)
             c = _row(scratch, 8, n)
-            w = reals[job, :, 0]
-            _agree3(acc, root, a, b, c, w[0], w[1], w[2], scale, normalize)
+            if normalize:
+                u, v, w = reals[job, 0, 0], reals[job, 1, 0], reals[job, 2, 0]
+                _share3(acc, root, a, b, c, u, v, w, scale)
+            else:
+                _agree3(acc, root, a, b, c, scale)
         else:
             _agree(scratch, parents, n, reals[job, :, 0], scale, normalize)
         _store(out[job], out_code[job], start, scratch, n)
@@ -496,26 +502,54 @@ def _agree1(acc, root, a, u, scale, normalize):
 
 
 @nb.njit(**_INNER)
-def _agree2(acc, root, a, b, u, v, scale, normalize):
+def _agree2(acc, root, a, b, scale):
     for i in range(acc.size):
         s = _ONE if a[i] + b[i] >= _ZERO else -_ONE
-        x = _part(a[i] * s)
-        y = _part(b[i] * s)
-        weight = (u if x != _ZERO else _ZERO) + (v if y != _ZERO else _ZERO)
-        acc[i] = _agreed(root[i], s, x + y, weight, scale, normalize)
+        acc[i] = s * (_part(a[i] * s) + _part(b[i] * s)) * scale + root[i]
 
 
 @nb.njit(**_INNER)
-def _agree3(acc, root, a, b, c, u, v, w, scale, normalize):
+def _agree3(acc, root, a, b, c, scale):
     for i in range(acc.size):
         s = _ONE if a[i] + b[i] + c[i] >= _ZERO else -_ONE
-        x = _part(a[i] * s)
-        y = _part(b[i] * s)
-        z = _part(c[i] * s)
-        weight = (
-            (u if x != _ZERO else _ZERO) + (v if y != _ZERO else _ZERO)
-        ) + (w if z != _ZERO else _ZERO)
-        acc[i] = _agreed(root[i], s, x + y + z, weight, scale, normalize)
+        total = _part(a[i] * s) + _part(b[i] * s) + _part(c[i] * s)
+        acc[i] = s * total * scale + root[i]
+
+
+@nb.njit(**_INNER)
+def _shares(u, v, scale):
+    """Scale over the sum of weights: of the first parent, the second, and both."""
+    return _over(scale, u), _over(scale, v), _over(scale, u + v)
+
+
+@nb.njit(**_INNER)
+def _over(scale, weight):
+    return scale if weight == _ZERO else scale / weight
+
+
+@nb.njit(**_INNER)
+def _share2(acc, root, a, b, shares):
+    """As `_agree2`, normalised: a choice among three quotients is cheaper than a division."""
+    first, second, both = shares
+    for i in range(acc.size):
+        s = _ONE if a[i] + b[i] >= _ZERO else -_ONE
+        x, y = a[i] * s, b[i] * s
+        p, q = x <= _ZERO, y <= _ZERO
+        total = (_ZERO if p else x) + (_ZERO if q else y)
+        share = second if p else (first if q else both)
+        acc[i] = s * total * share + root[i]
+
+
+@nb.njit(**_INNER)
+def _share3(acc, root, a, b, c, u, v, w, scale):
+    """As `_agree3`, normalised; with seven sets of parents a division is cheaper than a choice."""
+    for i in range(acc.size):
+        s = _ONE if a[i] + b[i] + c[i] >= _ZERO else -_ONE
+        x, y, z = a[i] * s, b[i] * s, c[i] * s
+        p, q, r = x <= _ZERO, y <= _ZERO, z <= _ZERO
+        total = (_ZERO if p else x) + (_ZERO if q else y) + (_ZERO if r else z)
+        weight = (_ZERO if p else u) + (_ZERO if q else v) + (_ZERO if r else w)
+        acc[i] = s * total / (_ONE if weight == _ZERO else weight) * scale + root[i]
 
 
 @nb.njit(inline="always")
