@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from merge_core.errors import CheckpointError
-from merge_core.naming import Layout, find_layout
+from merge_core.naming import Layout, find_layout, role
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -48,7 +48,7 @@ class TensorSpec:
         return int(torch.Size(self.shape).numel())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # what is derived from one is kept by identity
 class Checkpoint:
     """A model folder as a parent of a merge.
 
@@ -75,8 +75,12 @@ class Checkpoint:
 
     @property
     def ties_embeddings(self) -> bool:
-        """Whether the head is the embedding matrix."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        """Whether the head is the embedding matrix; where nothing is stated, the weights tell."""
+        text = cast("Mapping[str, Any]", self.config.get("text_config") or {})
+        stated = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+        outer = self.layers[None]
+        own = any(role(name) == "head" and name.endswith("weight") for name in outer)
+        return bool(stated) if stated is not None else not own
 
 
 def open_checkpoint(folder: Path, name: str) -> Checkpoint:

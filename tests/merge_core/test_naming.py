@@ -3,9 +3,9 @@
 import pytest
 
 from merge_core.errors import CheckpointError
-from merge_core.naming import Layout, find_layout, role, stated_depth, with_depth
+from merge_core.naming import Layout, Stack, find_layout, role, with_depth
 
-LLAMA = Layout("model.layers.", 12)
+LLAMA = Layout((Stack("default", "model.layers.", 12),))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,9 @@ def test_a_layer_moves_and_the_rest_stays():
 )
 def test_layout_is_found_from_names_and_depth(prefix, key):
     names = [f"{prefix}{i}.mlp.experts.{j}.w" for i in range(3) for j in range(5)]
-    assert find_layout([*names, "norm.weight"], {key: 3}, "model 'a'") == Layout(prefix, 3)
+    found = find_layout([*names, "norm.weight"], {key: 3}, "model 'a'")
+    assert found == Layout((Stack("default", prefix, 3, (key,)),))
+    assert found.depth == 3
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_layers_that_contradict_the_configuration_are_refused(names, shown):
 
 def test_a_configuration_without_depth_is_refused():
     with pytest.raises(CheckpointError, match=r"none of num_hidden_layers, n_layer, .* unknown"):
-        stated_depth({"hidden_size": 3, "num_layers": "three"}, "model 'a'")
+        find_layout(["layers.0.w"], {"hidden_size": 3, "num_layers": "three"}, "model 'a'")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_role_outside_the_layers(name, expected):
 
 def test_the_same_stack_keeps_its_configuration():
     config = {"n_layer": 3, "layer_types": ["a", "b", "c"]}
-    same = with_depth(config, from_itself(config, 0, 1, 2))
+    same = with_depth(config, ("n_layer",), from_itself(config, 0, 1, 2))
     assert same == config
     assert same is not config
 
@@ -100,7 +102,7 @@ def test_another_stack_states_its_depth_and_carries_lists_per_layer():
         "architectures": ["x", "y", "z"],
         "sizes": [1, 2],
     }
-    assert with_depth(config, from_itself(config, 0, 2, 1, 2)) == {
+    assert with_depth(config, ("num_hidden_layers",), from_itself(config, 0, 2, 1, 2)) == {
         "num_hidden_layers": 4,
         "layer_types": ["a", "c", "b", "c"],
         "architectures": ["x", "y", "z"],
@@ -111,7 +113,7 @@ def test_another_stack_states_its_depth_and_carries_lists_per_layer():
 
 def test_a_reordered_stack_of_the_same_depth_carries_lists_too():
     config = {"n_layer": 2, "kinds": ["a", "b"]}
-    assert with_depth(config, from_itself(config, 1, 0))["kinds"] == ["b", "a"]
+    assert with_depth(config, ("n_layer",), from_itself(config, 1, 0))["kinds"] == ["b", "a"]
 
 
 def from_itself(config, *layers):

@@ -174,12 +174,20 @@ SOURCE = {"model": "a", "layer_range": [0, 1]}
     [
         ({"models": ["a"]}, "recipe: merge_method is missing; name one, such as 'linear'"),
         ({"merge_method": 3, "models": ["a"]}, "recipe: merge_method is missing"),
-        ({"merge_method": "ties"}, "recipe: give exactly one of 'models' and 'slices'"),
-        (LINEAR | SLICES, "recipe: give exactly one of 'models' and 'slices'"),
+        ({"merge_method": "ties"}, "recipe: give exactly one of 'models', 'slices' and 'modules'"),
+        (LINEAR | SLICES, "recipe: give exactly one of 'models', 'slices' and 'modules'"),
         (LINEAR | {"dype": "float32"}, "recipe: unknown key 'dype'; did you mean 'dtype'"),
         (LINEAR | {"xyzzy": 1}, "recipe: unknown key 'xyzzy'; known: merge_method, base_model, "),
         (LINEAR | {"tokenizer_source": "union"}, "'tokenizer_source' can't be merged yet; leave"),
-        (LINEAR | {"modules": {}}, "recipe: 'modules' can't be merged yet; leave it out"),
+        ({"merge_method": "linear", "modules": {}}, "modules: expected a mapping of module names"),
+        (
+            {"merge_method": "linear", "modules": {"encoder": {}}},
+            "modules.encoder: expected a mapping with one of 'models' and 'slices'",
+        ),
+        (
+            {"merge_method": "linear", "modules": {"x": {"models": ["a"], "base_model": "b"}}},
+            "modules.x: unknown key 'base_model'",
+        ),
         (LINEAR | {"tokenizer": {}}, "recipe: 'tokenizer' can't be merged yet"),
         (LINEAR | {"chat_template": "auto"}, "recipe: 'chat_template' can't be merged yet"),
         (LINEAR | {"base_model": {"path": "x"}}, "recipe.base_model: expected a name, got {'path"),
@@ -248,7 +256,7 @@ def test_numbers_that_are_not_finite_are_refused(value):
         from_dict(LINEAR | {"parameters": {"weight": value}})
 
 
-@pytest.mark.parametrize("layers", [None, [2], [2, 1], [1, 1], [-1, 2], [0, 1, 2], [0.0, 1], "01"])
+@pytest.mark.parametrize("layers", [None, [2], [2, 1], [-1, 2], [0, 1, 2], [0.0, 1], "01"])
 def test_layer_ranges_that_are_none(layers):
     source = {"model": "a", "layer_range": layers}
     with pytest.raises(
