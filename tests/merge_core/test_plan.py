@@ -11,8 +11,8 @@ from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
 from merge_core.naming import find_layout
 from merge_core.plan import compile_plan, describe
-from merge_core.values import resolve
 from merge_core.recipe import Setting, from_dict
+from merge_core.values import resolve
 
 LAYER = {"attn.weight": (4, 4), "mlp.up.weight": (8, 4), "mlp.down.weight": (4, 8)}
 OUTER = {"embed_tokens.weight": (10, 4), "norm.weight": (4,), "lm_head.weight": (10, 4)}
@@ -492,8 +492,8 @@ HEADLESS = {name: shape for name, shape in OUTER.items() if name != "lm_head.wei
         (
             {},
             {"config": {"model_type": "other"}},
-            "model 'b' is a other but 'a' is a toy; models of one recipe must be of one family: leave "
-            "it out, or, if both compute the same, give it the other's model_type and architectures",
+            "model 'b' is a other but 'a' is a toy; models of one recipe must be of one family: "
+            "leave it out, or, if both compute the same, give it the other's model_type",
         ),
         (
             {"layer": LAYER | {"mlp.up.weight": (9, 4)}},
@@ -515,12 +515,12 @@ HEADLESS = {name: shape for name, shape in OUTER.items() if name != "lm_head.wei
         (
             {"layer": LAYER | {"attn.bias": (4,)}},
             {},
-            r"model 'a' has it but 'b' does not; .*leave one out, or save 'b' with it \(a missing bias",
+            r"model 'a' has it but 'b' does not; .*leave one out, or save 'b' with it \(a missing",
         ),
         (
             {},
             {"outer": OUTER | {"score.weight": (2, 4)}},
-            "tensor 'score.weight': model 'b' has it but 'a' does not; save both from the same class",
+            "tensor 'score.weight': model 'b' has it but 'a' does not; save both from the same",
         ),
         (
             {},
