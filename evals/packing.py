@@ -37,10 +37,7 @@ def unpack(
         case [loading.MergeModulelist() as merge, loading.Concatenate() as join]:
             parts = packed.chunk(len(wanted), join.dim)
             pieces = [list(part.unbind(merge.dim)) for part in parts]
-        case [loading.Concatenate() as join]:
-            pieces = [list(packed.chunk(sum(map(len, wanted)), join.dim))]
-            wanted = [[name for group in wanted for name in group]]
-        case _:
+        case _:  # a Concatenate alone may join tensors of several sizes, which names don't tell
             how = ", ".join(type(operation).__name__ for operation in operations)
             raise _refusal(wanted, f"a packing ({how}) whose parts can't be written in place")
     return _paired(wanted, pieces)

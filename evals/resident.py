@@ -159,7 +159,7 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     if family not in CONFIG_MAPPING:
         own = "; it brings code of its own, which is never run" if "auto_map" in config else ""
         raise EvaluationError(f"{folder}: transformers knows no model_type '{family}'{own}")
-    clean = {key: value for key, value in config.items() if key != "quantization_config"}
+    clean = {key: _float(value) for key, value in config.items() if key != "quantization_config"}
     try:
         parsed = CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
         with no_init_weights():  # a 7B model takes a minute to fill with numbers nobody reads
@@ -169,3 +169,12 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     model = cast("PreTrainedModel", model)
     model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
     return model
+
+
+def _float(value: object) -> object:
+    """Infinity is written as `{"__float__": "Infinity"}`, for JSON has none."""
+    if isinstance(value, Mapping) and "__float__" in value:
+        return float(cast("Mapping[str, str]", value)["__float__"])
+    if isinstance(value, list):
+        return [_float(entry) for entry in cast("list[object]", value)]
+    return cast("object", value)

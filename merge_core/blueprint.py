@@ -4,10 +4,10 @@ Every check of names, layer ranges, shapes and dtypes happens here. A blueprint 
 recipe's structure and the parents' headers alone, so it is kept for the next candidate.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,10 +15,12 @@ from merge_core.checkpoint import Checkpoint, TensorSpec
 from merge_core.errors import RecipeError
 from merge_core.fit import check_fit
 from merge_core.geometry import TensorRef
-from merge_core.naming import Stack, role, with_depth
+from merge_core.naming import Key, Stack, role, with_depth
 from merge_core.outer import Outer, find_outer, outer_tensors, untie
 from merge_core.recipe import Module, Recipe, Slice, Source
 from merge_core.registry import Base, MergeMethod, find_method
+
+_Kind = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def draw_blueprint(recipe: Recipe, opened: tuple[tuple[str, Checkpoint], ...]) -
     warnings = tuple(text for _, parent in opened for text in check_fit(parent, donor))
     parts = tuple(_parts(site))
     outer = outer_tensors(donor, list(parents.values()))
+    _check_kinds(site, parts)
     rows = (*_outer_rows(site, parts, outer.names), *_layer_rows(site, parts))
     stacks = tuple(stack.name for stack in donor.layout.stacks)
     depth = sum(_length(site, part) for part in parts)
@@ -280,6 +283,51 @@ def _range(site: _Site, source: Source, stack: str) -> tuple[int, int]:
 
 def _stack(parent: Checkpoint, name: str) -> Stack:
     return next(stack for stack in parent.layout.stacks if stack.name == name)
+
+
+def _check_kinds(site: _Site, parts: tuple[_Part, ...]) -> None:
+    """Where layers differ in their tensors and no list says how, each kind must keep its place."""
+    for stack in site.donor.layout.stacks:
+        kinds = _kinds(site.donor)[stack.name]
+        made = [kind for part in parts if part.stack == stack.name for kind in _made(site, part)]
+        known = set(kinds)
+        if len(known) == 1 or _states_kinds(site.donor.config, stack.key, kinds):
+            kinds = [kind if kind in known else kinds[0] for kind in made]
+        for at, kind in enumerate(made):
+            if at >= len(kinds) or kind != kinds[at]:
+                raise RecipeError(
+                    f"layer {at} of the output: the layers of '{site.donor.name}' are of several "
+                    "kinds, and no list in its config.json says which is which, so the model could "
+                    "not be loaded; keep its number of layers and the order of its kinds"
+                )
+
+
+def _made(site: _Site, part: _Part) -> Sequence[_Kind]:
+    """Kinds of the layers that a slice makes: those of its first source."""
+    first = part.inputs.sources[0]
+    start, end = _range(site, first, part.stack)
+    return _kinds(site.parents[first.model])[part.stack][start:end]
+
+
+@lru_cache(maxsize=64)
+def _kinds(parent: Checkpoint) -> Mapping[str, Sequence[_Kind]]:
+    """What each layer holds, by stack: names and numbers of axes."""
+    return {
+        stack: [tuple((rest, len(spec.shape)) for rest, spec in table.items()) for table in tables]
+        for stack, tables in _layer_tables(parent).items()
+    }
+
+
+def _states_kinds(config: Mapping[str, Any], key: Key, kinds: Sequence[_Kind]) -> bool:
+    """Whether a list with one entry per layer tells the kinds apart; it follows the layers."""
+    for name in key[:-1]:
+        config = config[name]
+    for told in config.values():
+        if isinstance(told, list) and len(told) == len(kinds):  # pyright: ignore[reportUnknownArgumentType]
+            entries = [str(entry) for entry in cast("list[object]", told)]
+            if len(set(zip(entries, kinds, strict=True))) == len(set(entries)):
+                return True
+    return False
 
 
 # Rows: one per output tensor.

@@ -155,17 +155,18 @@ def with_depth(
         A copy with the new depth; lists with one entry per layer (`layer_types`) follow the
         layers that they describe.
     """
-    if len(key) > 1:
-        inner = [(cast("Mapping[str, Any]", giver[key[0]]), layer) for giver, layer in origins]
-        return {**config, key[0]: with_depth(config[key[0]], key[1:], inner)}
-    depth = config[key[0]]
+    name, *inside = key
+    if inside:
+        inner = [(cast("Mapping[str, Any]", giver[name]), layer) for giver, layer in origins]
+        return {**config, name: with_depth(config[name], tuple(inside), inner)}
+    depth = config[name]
     changed = dict(config)
-    for name, value in config.items():
-        if isinstance(value, list) and len(value) == depth and name != "architectures":  # pyright: ignore[reportUnknownArgumentType]
-            changed[name] = [giver.get(name, value)[layer] for giver, layer in origins]
+    for other, value in config.items():
+        if isinstance(value, list) and len(value) == depth and other != "architectures":  # pyright: ignore[reportUnknownArgumentType]
+            changed[other] = [giver.get(other, value)[layer] for giver, layer in origins]
     # BART and Whisper state the encoder's depth twice.
-    aliases = [name for name in DEPTH_KEYS if name in config and key[0] == "encoder_layers"]
-    return changed | dict.fromkeys([key[0], *aliases], len(origins))
+    aliases = [alias for alias in DEPTH_KEYS if alias in config and name == "encoder_layers"]
+    return changed | dict.fromkeys([name, *aliases], len(origins))
 
 
 def _depths(config: Mapping[str, Any], where: str) -> dict[Key, int]:
