@@ -7,6 +7,7 @@ recipe's structure and the parents' headers alone, so it is kept for the next ca
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -290,16 +291,23 @@ def _check_kinds(site: _Site, parts: tuple[_Part, ...]) -> None:
     for stack in site.donor.layout.stacks:
         kinds = _kinds(site.donor)[stack.name]
         made = [kind for part in parts if part.stack == stack.name for kind in _made(site, part)]
-        known = set(kinds)
-        if len(known) == 1 or _states_kinds(site.donor.config, stack.key, kinds):
-            kinds = [kind if kind in known else kinds[0] for kind in made]
+        stated = _states_kinds(site.donor.config, stack.key, kinds)
         for at, kind in enumerate(made):
-            if at >= len(kinds) or kind != kinds[at]:
+            if kind not in kinds if stated else kind != _expected(kinds, at):
                 raise RecipeError(
                     f"layer {at} of the output: the layers of '{site.donor.name}' are of several "
                     "kinds, and no list in its config.json says which is which, so the model could "
                     "not be loaded; keep its number of layers and the order of its kinds"
                 )
+
+
+def _expected(kinds: Sequence[_Kind], at: int) -> _Kind | None:
+    """The kind of a layer by its place; beyond the last, that of all layers but the first few."""
+    if at < len(kinds):
+        return kinds[at]
+    changes = sum(one != other for one, other in pairwise(kinds))
+    settled = changes == 0 or (changes == 1 and kinds[-2:-1] == kinds[-1:])
+    return kinds[-1] if settled else None
 
 
 def _made(site: _Site, part: _Part) -> Sequence[_Kind]:
