@@ -7,7 +7,10 @@ import torch
 from tiny_families import (
     DENSE,
     MIXTURES,
+    NOT_LIVE,
+    REFUSED,
     STATEFUL,
+    UNBUILT,
     build_family,
     family_logits,
     load_family,
@@ -15,6 +18,7 @@ from tiny_families import (
 )
 from tiny_models import tokenizer
 from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evals.errors import EvaluationError
 from evals.packing import unpack
@@ -26,11 +30,14 @@ from merge_core.plan import compile_plan
 from merge_core.recipe import from_dict
 
 CPU = torch.device("cpu")
-LOOSE = {"granitemoe": 1e-6}  # the last bit follows the addresses of the experts
+EVERY = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+FAST = (*DENSE, *MIXTURES, *STATEFUL)
+# The last bit follows the addresses of the experts.
+LOOSE = dict.fromkeys(("granitemoe", "granitemoe_swa", "granitemoeshared"), 1e-6)
 W1, W2, W3 = ("experts.*.w1.weight", "experts.*.w2.weight", "experts.*.w3.weight")
 
 
-@pytest.mark.parametrize("family", [*DENSE, *MIXTURES, *STATEFUL])
+@pytest.mark.parametrize("family", FAST)
 def test_a_resident_filled_with_a_parent_is_that_parent(tmp_path: Path, family: str):
     folder = write_family_model(tmp_path / "a", family)
     resident = fill(folder)
@@ -38,6 +45,20 @@ def test_a_resident_filled_with_a_parent_is_that_parent(tmp_path: Path, family: 
     found = family_logits(resident.model)
     expected = family_logits(load_family(folder, family))
     torch.testing.assert_close(found, expected, rtol=0, atol=LOOSE.get(family, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", sorted({*EVERY} - {*FAST, *REFUSED, *UNBUILT, *NOT_LIVE, "bart"})
+)
+def test_every_other_causal_family_alive(tmp_path: Path, family: str):
+    test_a_resident_filled_with_a_parent_is_that_parent(tmp_path, family)
+
+
+@pytest.mark.parametrize("family", ["inkling2_text", "olmo_hybrid"])
+def test_a_family_that_lives_in_another_form_is_refused(tmp_path: Path, family: str):
+    with pytest.raises(EvaluationError, match="is packed with others in the live model: a packing"):
+        fill(write_family_model(tmp_path / "a", family))
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])

@@ -11,23 +11,28 @@ from tiny_families import (
     ENCODER_DECODERS,
     ENCODERS,
     MIXTURES,
+    REFUSED,
     STATEFUL,
+    UNBUILT,
     family_logits,
     load_family,
     write_family_model,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from merge_core.checkpoint import Checkpoint, open_checkpoint
+from merge_core.errors import CheckpointError
 from merge_core.export import write_model
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan
 from merge_core.recipe import from_dict
 
+EVERY = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 ALL = (*DENSE, *MIXTURES, *STATEFUL, *ENCODERS, *ENCODER_DECODERS)
 LINEAR = {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": 0.5}}
 SLERP = {"merge_method": "slerp", "base_model": "a", "models": ["a", "b"], "parameters": {"t": 0.5}}
-# The models whose experts are multiplied in one go: the result's last bit follows the addresses.
-LOOSE = {"granitemoe": 1e-6}
+# Experts that are multiplied in one go: the result's last bit follows their addresses.
+LOOSE = dict.fromkeys(("granitemoe", "granitemoe_swa", "granitemoeshared", "inkling2_text"), 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,19 @@ def test_each_stack_has_slices_of_its_own(model, tmp_path, family):
     stacks = {stack.name: stack.depth for stack in open_checkpoint(out, "out").layout.stacks}
     assert stacks == {"encoder": 4, "decoder": 3}
     family_logits(load_family(out, family))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [f for f in EVERY if f not in {*ALL, *REFUSED, *UNBUILT}])
+def test_every_other_causal_family(model, tmp_path, family):
+    """The whole mapping of transformers: whoever adds a family learns here whether it fits."""
+    test_a_model_merged_with_itself_is_itself(model, tmp_path, family)
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_families_that_number_their_layers_otherwise_are_refused(model, family):
+    with pytest.raises(CheckpointError, match=r"config.json (states|has none of)"):
+        open_checkpoint(model(family), family)
 
 
 def test_vision_and_text_are_two_stacks(tmp_path):
