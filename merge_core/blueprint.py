@@ -111,8 +111,8 @@ def draw_blueprint(recipe: Recipe, opened: tuple[tuple[str, Checkpoint], ...]) -
     warnings = tuple(text for _, parent in opened for text in check_fit(parent, donor))
     parts = tuple(_parts(site))
     outer = outer_tensors(donor, list(parents.values()))
-    _check_kinds(site, parts)
     rows = (*_outer_rows(site, parts, outer.names), *_layer_rows(site, parts))
+    _check_kinds(site, parts)
     stacks = tuple(stack.name for stack in donor.layout.stacks)
     depth = sum(_length(site, part) for part in parts)
     return Blueprint(
@@ -295,9 +295,9 @@ def _check_kinds(site: _Site, parts: tuple[_Part, ...]) -> None:
         for at, kind in enumerate(made):
             if kind not in kinds if stated else kind != _expected(kinds, at):
                 raise RecipeError(
-                    f"layer {at} of the output: the layers of '{site.donor.name}' are of several "
-                    "kinds, and no list in its config.json says which is which, so the model could "
-                    "not be loaded; keep its number of layers and the order of its kinds"
+                    f"layer {at} of the output has other tensors than '{site.donor.name}' has "
+                    "there, and no list in its config.json tells its kinds of layers apart, so the "
+                    "model could not be loaded; keep the number of layers and the order of kinds"
                 )
 
 

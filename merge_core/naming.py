@@ -245,9 +245,12 @@ def _layout(pairs: Sequence[tuple[Key, str]], depths: Mapping[Key, int]) -> Layo
         key, prefix = pairs[0]
         return Layout((Stack(DEFAULT, prefix, depths[key], key),))
     prefixes = [prefix for _, prefix in pairs]
+    names = [_name(key, prefix) for key, prefix in pairs]
+    if len(set(names)) < len(names):
+        names = [prefix.rstrip(".") for prefix in prefixes]
     stacks = [
-        Stack(_name(key, prefix), prefix, depths[key], key, _root(prefix, prefixes))
-        for key, prefix in pairs
+        Stack(name, prefix, depths[key], key, _root(prefix, prefixes))
+        for name, (key, prefix) in zip(names, pairs, strict=True)
     ]
     late = {"decoder", "text_decoder"}
     return Layout(tuple(sorted(stacks, key=lambda stack: (stack.name in late, stack.prefix))))
@@ -259,7 +262,7 @@ def _name(key: Key, prefix: str) -> str:
     for word, name in _MODULES.items():
         if word in words:
             return name
-    return prefix.rstrip(".")
+    return "text_decoder"  # beside a vision tower: model.layers
 
 
 def _root(prefix: str, prefixes: Sequence[str]) -> str:

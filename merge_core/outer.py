@@ -66,13 +66,9 @@ def find_outer(parent: Checkpoint, donor: Checkpoint, name: str) -> TensorSpec:
     mine = own_name(donor, parent, name)
     if mine in parent.tensors:
         return parent.tensors[mine]
-    if role(name) == "head" and name.endswith("weight") and parent.ties_embeddings:
-        if (embedding := _embedding(parent)) is not None:
-            return embedding
-        raise RecipeError(
-            f"tensor '{name}': '{parent.name}' ties its head to its embeddings, but which of its "
-            "tensors they are isn't clear; save all models in one form"
-        )
+    head = role(name) == "head" and name.endswith("weight") and parent.ties_embeddings
+    if head and (embedding := _embedding(parent)) is not None:
+        return embedding
     raise RecipeError(
         f"tensor '{name}': model '{parent.name}' does not have it but '{donor.name}' does; save "
         "both from the same class of transformers"

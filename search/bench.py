@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,7 @@ class CheckedStudy:
     def exact(self, recipe: Recipe) -> Recipe:
         """The recipe with the dtypes that make mergekit compute what we do."""
         name = str(self.dtype).removeprefix("torch.")
-        return Recipe(
-            recipe.method,
-            recipe.slices,
-            recipe.base,
-            recipe.parameters,
-            recipe.dtype or "float32",
-            recipe.out_dtype or name,
-        )
+        return replace(recipe, dtype=recipe.dtype or "float32", out_dtype=recipe.out_dtype or name)
 
 
 @dataclass(slots=True)

@@ -63,6 +63,103 @@ def test_layers_that_contradict_the_configuration_are_refused(names, shown):
         find_layout(names, {"num_hidden_layers": 3}, "model 'a'")
 
 
+T5 = {"num_layers": 2, "num_decoder_layers": 3}
+GEMMA3 = {"text_config": {"num_hidden_layers": 2}, "vision_config": {"num_hidden_layers": 2}}
+
+
+def numbered(**depths):
+    return [f"{prefix.replace('_', '.')}.{i}.w" for prefix, n in depths.items() for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "stacks"),
+    [
+        (
+            numbered(encoder_block=2, decoder_block=3),
+            T5,
+            [("encoder", "encoder.block.", 2), ("decoder", "decoder.block.", 3)],
+        ),
+        (
+            numbered(model_decoder_layers=2, model_encoder_layers=2),
+            {"encoder_layers": 2, "decoder_layers": 2, "num_hidden_layers": 2},
+            [("encoder", "model.encoder.layers.", 2), ("decoder", "model.decoder.layers.", 2)],
+        ),
+        (
+            numbered(language_model_layers=2) + [f"vision.encoder.layers.{i}.w" for i in range(2)],
+            GEMMA3,
+            [
+                ("vision_tower", "vision.encoder.layers.", 2),
+                ("text_decoder", "language.model.layers.", 2),
+            ],
+        ),
+        (
+            [*numbered(model_layers=4, visual_blocks=3), "visual.merger.mlp.0.w", "x.mlp.2.w"],
+            {"num_hidden_layers": 4, "vision_config": {"depth": 3}},
+            [("vision_tower", "visual.blocks.", 3), ("text_decoder", "model.layers.", 4)],
+        ),
+        (
+            numbered(bert_encoder_layer=2),
+            {"num_hidden_layers": 2},
+            [("default", "bert.encoder.layer.", 2)],
+        ),
+        (numbered(decoder_block=3), T5, [("default", "decoder.block.", 3)]),
+    ],
+)
+def test_stacks_are_told_apart_by_the_words_of_their_keys(names, config, stacks):
+    found = find_layout(names, config, "m").stacks
+    assert [(stack.name, stack.prefix, stack.depth) for stack in found] == stacks
+
+
+def test_each_stack_is_proved():
+    names = numbered(encoder_block=2, decoder_block=2)
+    with pytest.raises(
+        CheckpointError, match=r"states 3 layers, .*'decoder.block.': 2.*'num_decoder_layers': sta"
+    ):
+        find_layout(names, T5, "m")
+
+
+def test_a_tensor_belongs_to_one_stack_or_to_none():
+    layout = find_layout(numbered(encoder_block=2, decoder_block=3), T5, "m")
+    assert layout.depth == 5
+    assert layout.stack("decoder.block.2.w") is layout.stacks[1]
+    assert layout.stack("shared.weight") is None
+    assert layout.layer("decoder.block.2.w") == 2
+    assert layout.moved("encoder.block.1.w", 7) == "encoder.block.7.w"
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("shared.weight", "encoder"),
+        ("encoder.final_layer_norm.weight", "encoder"),
+        ("decoder.embed_tokens.weight", "decoder"),
+        ("lm_head.weight", "decoder"),
+    ],
+)
+def test_a_tensor_outside_the_layers_goes_with_a_stack(name, owner):
+    layout = find_layout(numbered(encoder_block=2, decoder_block=3), T5, "m")
+    assert layout.owner(name).name == owner
+
+
+def test_a_nested_depth_is_changed_where_it_stands():
+    inner = {"num_hidden_layers": 2, "layer_types": ["a", "b"]}
+    config = {"text_config": inner, "num_hidden_layers": 2}
+    changed = with_depth(config, ("text_config", "num_hidden_layers"), from_itself(config, 1))
+    assert changed == {
+        "text_config": {"num_hidden_layers": 1, "layer_types": ["b"]},
+        "num_hidden_layers": 2,
+    }
+
+
+def test_a_depth_that_is_stated_twice_is_changed_twice():
+    config = {"encoder_layers": 2, "num_hidden_layers": 2, "decoder_layers": 2}
+    assert with_depth(config, ("encoder_layers",), from_itself(config, 1)) == {
+        "encoder_layers": 1,
+        "num_hidden_layers": 1,
+        "decoder_layers": 2,
+    }
+
+
 def test_a_configuration_without_depth_is_refused():
     with pytest.raises(CheckpointError, match=r"none of num_hidden_layers, n_layer, .* unknown"):
         find_layout(["layers.0.w"], {"hidden_size": 3, "num_layers": "three"}, "model 'a'")

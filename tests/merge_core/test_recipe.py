@@ -100,6 +100,28 @@ def test_a_model_can_be_a_bare_name():
     assert from_dict(LINEAR | {"models": ["a"]}) == from_dict(LINEAR)
 
 
+MODULES = {
+    "merge_method": "slerp",
+    "base_model": "a",
+    "modules": {
+        "encoder": {"models": [{"model": "a"}, {"model": "b"}], "parameters": {"t": 0.5}},
+        "decoder": {
+            "slices": [{"sources": [{"model": m, "layer_range": [0, 2]} for m in "ac"]}],
+        },
+    },
+    "parameters": {"t": [0.0, 1.0]},
+}
+
+
+def test_modules_round_trip():
+    recipe = from_dict(MODULES)
+    assert to_dict(recipe) == MODULES
+    assert [module.name for module in recipe.modules] == ["encoder", "decoder"]
+    assert recipe.slices == ()
+    assert recipe.models == ("a", "b", "c")
+    assert recipe.renamed({"c": "x", "a": "y"}).models == ("y", "b", "x")
+
+
 def test_models_are_listed_once_the_base_last():
     assert from_dict(MODELS).models == ("a", "b", "base")
     assert from_dict(SLICES).models == ("a", "b")
