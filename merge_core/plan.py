@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from merge_core.blueprint import Blueprint, draw_blueprint, merge_inputs
+from merge_core.blueprint import Blueprint, draw_blueprint
 from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
 from merge_core.recipe import Module, Parameters, Recipe, Slice, nearest
 from merge_core.registry import MergeMethod, find_method
+from merge_core.slices import merge_inputs
 from merge_core.values import Params, Values, read_values
 
 

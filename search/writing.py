@@ -76,6 +76,7 @@ def summary(plan: MergePlan, parents: Mapping[str, int]) -> str:
         f"{len(plan.steps)} tensors, {plan.depth} layers, writes {size(plan.bytes_out)}, "
         f"reads {size(read)} from {len(parents)} models; largest tensor '{largest.out}' "
         f"{largest.shape} {str(largest.dtype).removeprefix('torch.')}"
+        + "".join(f"\nNote: {warning}." for warning in plan.warnings)
     )
 
 
