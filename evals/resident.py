@@ -159,7 +159,8 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     if family not in CONFIG_MAPPING:
         own = "; it brings code of its own, which is never run" if "auto_map" in config else ""
         raise EvaluationError(f"{folder}: transformers knows no model_type '{family}'{own}")
-    clean = {key: _float(value) for key, value in config.items() if key != "quantization_config"}
+    # A copy to the bottom: configuration classes change nested values in place.
+    clean = {key: _decoded(value) for key, value in config.items() if key != "quantization_config"}
     try:
         parsed = CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
         with no_init_weights():  # a 7B model takes a minute to fill with numbers nobody reads
@@ -171,10 +172,13 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     return model
 
 
-def _float(value: object) -> object:
-    """Infinity is written as `{"__float__": "Infinity"}`, for JSON has none."""
-    if isinstance(value, Mapping) and "__float__" in value:
-        return float(cast("Mapping[str, str]", value)["__float__"])
+def _decoded(value: object) -> object:
+    """A copy, its infinities read: they are written as `{"__float__": "Infinity"}`."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, object]", value)
+        if "__float__" in entries:
+            return float(str(entries["__float__"]))
+        return {key: _decoded(entry) for key, entry in entries.items()}
     if isinstance(value, list):
-        return [_float(entry) for entry in cast("list[object]", value)]
-    return cast("object", value)
+        return [_decoded(entry) for entry in cast("list[object]", value)]
+    return value

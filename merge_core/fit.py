@@ -13,14 +13,14 @@ from merge_core.errors import RecipeError
 
 # Words in keys under which equal matrices hold different things.
 _MEANING = re.compile(
-    r"(^|_)heads?($|_)|^n_head|head_dim|^d_kv$|(^|_)act($|_)|activation|feed_forward_proj"
-    r"|multi_query|^alibi$|parallel|position_embedding_type|^interleave"
+    r"(^|_)heads($|_)|^n_head$|head_dim|^d_kv$|(^|_)act($|_)|activation|feed_forward_proj"
+    r"|multi_query|^alibi$|^parallel_attn$|parallel_residual|position_embedding_type"
 )
 # Keys that say nothing of the function, or of which the plan itself takes care.
 _SILENT = re.compile(
     r"version|^_|^architectures$|dtype$|use_cache|cache_implementation|token_id|token_index"
     r"|vocab_size|layers$|^n_layers?$|^depth$|dropout|drop$|initializer|max_position|max_sequence"
-    r"|^n_positions$|^n_ctx$|max_length|pretraining_tp|tp_plan|auto_map|label|quantization"
+    r"|^n_positions$|^n_ctx$|max_length|pretraining_tp|tp_plan|parallel_degree|tokenizer|^init_|auto_map|label|quantization"
     r"|^tie_|return_dict|^output_|gradient_checkpointing|task_specific|name_or_path|^summary_"
     r"|layer_types|^unsloth|^torchscript|^chunk_size|problem_type|router_aux|router_jitter"
 )

@@ -23,7 +23,7 @@ DENSE = (
     *("glm4", "exaone4", "ernie4_5", "nemotron", "persimmon", "helium", "seed_oss", "apertus"),
 )
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "deepseek_v3", "gpt_oss")
-STATEFUL = ("mamba", "falcon_mamba", "rwkv", "lfm2")
+STATEFUL = ("mamba", "falcon_mamba", "rwkv", "lfm2", "falcon_h1", "granitemoehybrid")
 ENCODERS = ("bert", "roberta", "distilbert", "electra")
 ENCODER_DECODERS = ("t5", "bart")
 
@@ -62,6 +62,7 @@ _MORE: dict[str, dict[str, object]] = {
     "bamba": {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "gpt_neo": {"attention_types": [[["global"], 3]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -82,7 +83,7 @@ REFUSED = {
 UNBUILT = (
     *("blt", "cohere_compass_text", "dbrx", "dots3_note", "dots3_note_text", "emu3", "fuyu"),
     *("gemma3", "gemma3n", "gemma3n_text", "gemma4", "gemma4_assistant", "gemma4_text"),
-    *("gemma4_unified", "gemma4_unified_assistant", "git", "got_ocr2", "granitemoehybrid"),
+    *("gemma4_unified", "gemma4_unified_assistant", "git", "got_ocr2"),
     *("kimi_linear", "llama4", "mllama", "moss_transcribe_diarize", "musicgen"),
     *("musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
     *("qwen4_exp_text", "reformer", "roc_bert", "xlstm", "zamba", "cpmant"),
