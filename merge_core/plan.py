@@ -106,7 +106,7 @@ def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 
     for model in recipe.models:
         if model not in parents:
             raise RecipeError(f"model '{model}' is not open; {nearest(model, parents)}")
-    compiler = _Compiler(recipe, method, parents, parents[_donor(recipe)], seed)
+    compiler = _Compiler(recipe, method, parents, parents[recipe.donor], seed)
     _check_parameter_names(compiler)
     _check_families(compiler)
     slices = tuple(_inputs(compiler, part, i) for i, part in enumerate(recipe.slices))
@@ -133,10 +133,6 @@ def resolve(settings: tuple[Setting, ...], name: str, depth: float) -> Scalar | 
         if setting.filter is None or setting.filter in name:
             return _at_depth(setting.value, depth)
     return None
-
-
-def _donor(recipe: Recipe) -> str:
-    return recipe.base or recipe.slices[0].base or recipe.slices[0].sources[0].model
 
 
 def _check_parameter_names(compiler: _Compiler) -> None:
@@ -351,7 +347,11 @@ def _check_shapes(
             raise RecipeError(
                 f"tensor '{spec.name}': parent '{owner}' has shape {spec.shape} but "
                 f"'{owners[0]}' has {specs[0].shape}; parents of one recipe need equal shapes"
-                + (" (their vocabularies differ, which can't be merged yet)" if outside else "")
+                + (
+                    " (their vocabularies differ; add 'tokenizer: {source: union}' to the recipe)"
+                    if outside
+                    else ""
+                )
             )
 
 

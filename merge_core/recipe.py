@@ -3,15 +3,18 @@
 Reads and writes the `models` and `slices` forms of mergekit 0.1.5. Unknown keys are errors.
 """
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from merge_core.chat_templates import read_chat_template
 from merge_core.errors import RecipeError
+from merge_core.keys import check_keys, read_model
+from merge_core.keys import nearest as nearest  # its old home
+from merge_core.token_sources import TokenizerBlock, read_tokenizer, tokenizer_dict
 
 Scalar = bool | int | float | str
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
@@ -23,8 +26,12 @@ _RECIPE_KEYS = (
     "parameters",
     "dtype",
     "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "compat",
 )
-_LATER_KEYS = ("modules", "tokenizer_source", "tokenizer", "chat_template")
+_LATER_KEYS = ("modules",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,9 @@ class Recipe:
         parameters: Settings that hold unless a slice or source says otherwise.
         dtype: Inputs are rounded to it before any arithmetic.
         out_dtype: What is stored; default `dtype`, else the inputs' own.
+        tokenizer: Which vocabulary the output has; None: all parents' must be one already.
+        chat_template: `auto`, a known name or a Jinja template; None: the donor's.
+        compat: Whether to compute as mergekit does where the two differ.
     """
 
     method: str
@@ -79,6 +89,9 @@ class Recipe:
     parameters: Parameters = ()
     dtype: str | None = None
     out_dtype: str | None = None
+    tokenizer: TokenizerBlock | None = None
+    chat_template: str | None = None
+    compat: bool = False
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -90,6 +103,17 @@ class Recipe:
         return tuple(dict.fromkeys(listed + bases))
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """All models that it names: the parents, and those that only its tokenizer names."""
+        named = self.tokenizer.models if self.tokenizer else ()
+        return tuple(dict.fromkeys([*self.models, *named]))
+
+    @property
+    def donor(self) -> str:
+        """The parent that gives configuration and tokenizer: the base, or else the first one."""
+        return self.base or self.slices[0].base or self.slices[0].sources[0].model
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON: equal for recipes that are written differently only."""
         text = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))
@@ -97,19 +121,24 @@ class Recipe:
 
     def renamed(self, names: Mapping[str, str]) -> "Recipe":
         """The same recipe with other aliases or paths for its parents."""
+
+        def name(model: str) -> str:
+            return names.get(model, model)
+
         slices = tuple(
-            Slice(
-                tuple(
-                    Source(names.get(s.model, s.model), s.layers, s.parameters)
-                    for s in part.sources
-                ),
-                names.get(part.base, part.base) if part.base else None,
-                part.parameters,
+            replace(
+                part,
+                sources=tuple(replace(s, model=name(s.model)) for s in part.sources),
+                base=name(part.base) if part.base else None,
             )
             for part in self.slices
         )
-        base = names.get(self.base, self.base) if self.base else None
-        return Recipe(self.method, slices, base, self.parameters, self.dtype, self.out_dtype)
+        return replace(
+            self,
+            slices=slices,
+            base=name(self.base) if self.base else None,
+            tokenizer=self.tokenizer.renamed(name) if self.tokenizer else None,
+        )
 
 
 def from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -132,10 +161,13 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     return Recipe(
         method,
         slices,
-        _text(data, "base_model", "recipe"),
+        _model(data, "base_model", "recipe"),
         read_parameters(data.get("parameters"), "parameters"),
         _dtype(data, "dtype"),
         _dtype(data, "out_dtype"),
+        read_tokenizer(data),
+        read_chat_template(data.get("chat_template")),
+        _compat(data.get("compat")),
     )
 
 
@@ -152,6 +184,9 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
         "parameters": _parameters_dict(recipe.parameters),
         "dtype": recipe.dtype,
         "out_dtype": recipe.out_dtype,
+        "tokenizer": tokenizer_dict(recipe.tokenizer),
+        "chat_template": recipe.chat_template,
+        "compat": "mergekit" if recipe.compat else None,
     }
     return {key: value for key, value in (head | body | tail).items() if value}
 
@@ -168,13 +203,6 @@ def read_parameters(data: object, where: str) -> Parameters:
         raise RecipeError(f"{where}: expected a mapping of parameter names, got {data!r}")
     items = cast("Mapping[str, object]", data).items()
     return tuple(sorted((str(name), _settings(value, f"{where}.{name}")) for name, value in items))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the closest known one, or all of them."""
-    known = tuple(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
 def _settings(value: object, where: str) -> tuple[Setting, ...]:
@@ -232,7 +260,7 @@ def _slice(data: object, where: str) -> Slice:
     _check_keys(part, ("sources", "base_model", "parameters"), where)
     return Slice(
         _sources(part.get("sources"), f"{where}.sources", ranged=True),
-        _text(part, "base_model", where),
+        _model(part, "base_model", where),
         read_parameters(part.get("parameters"), f"{where}.parameters"),
     )
 
@@ -251,7 +279,7 @@ def _source(data: object, where: str, ranged: bool) -> Source:
         raise RecipeError(f"{where}: expected a mapping with 'model'")
     entry = cast("Mapping[str, Any]", data)
     _check_keys(entry, ("model", "parameters", *(("layer_range",) if ranged else ())), where)
-    model = _text(entry, "model", where)
+    model = _model(entry, "model", where)
     if model is None:
         raise RecipeError(f"{where}: 'model' is missing")
     layers = _layer_range(entry.get("layer_range"), where) if ranged else None
@@ -267,6 +295,17 @@ def _layer_range(value: object, where: str) -> tuple[int, int]:
             raise RecipeError(
                 f"{where}.layer_range: expected [first, end) with 0 <= first < end, got {value!r}"
             )
+
+
+def _model(data: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = data.get(key)
+    return None if value is None else read_model(value, f"{where}.{key}")
+
+
+def _compat(value: object) -> bool:
+    if value in (None, "mergekit"):
+        return value is not None
+    raise RecipeError(f"recipe.compat: expected 'mergekit' or no such key, got {value!r}")
 
 
 def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -287,8 +326,7 @@ def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> 
     for key in data:
         if key in _LATER_KEYS and where == "recipe":
             raise RecipeError(f"{where}: '{key}' can't be merged yet; leave it out")
-        if key not in known:
-            raise RecipeError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
+    check_keys(data, known, where)
 
 
 def _source_dict(source: Source) -> dict[str, Any]:
