@@ -96,7 +96,7 @@ class LowRank:
         if self.magnitude is not None:
             length = reader.stored(path, self.magnitude).float().reshape(-1)
             rows = changed.T if self.transposed else changed
-            rows.mul_((length / torch.linalg.vector_norm(rows, dim=1)).unsqueeze(1))
+            rows.mul_((length / rows.square().sum(dim=1).sqrt()).unsqueeze(1))
         return changed.to(weight.dtype).contiguous()
 
 

@@ -15,13 +15,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from merge_core.chat_templates import read_chat_template
 from merge_core.errors import RecipeError
-from merge_core.recipe import Scalar, nearest
+from merge_core.keys import nearest
+from merge_core.recipe import Scalar
 from merge_core.registry import Base, MergeMethod, Parameter, Range, find_method
+from merge_core.token_sources import read_tokenizer
 from search.space import METHOD, Choice, Hole, Real, SearchSpace, holes, sources
 
 _HOLE_KEYS = ("range", "by", "knots", "log", "choice")
-_RECIPE_KEYS = (METHOD, "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
+_TOKENIZER_KEYS = ("tokenizer_source", "tokenizer")
+_RECIPE_KEYS = (
+    *(METHOD, "base_model", "models", "slices", "parameters", "dtype", "out_dtype"),
+    *(*_TOKENIZER_KEYS, "chat_template", "compat"),
+)
 _MOST_KNOTS = 64
 
 
@@ -61,6 +68,7 @@ class _Reader:
                 template[key] = self._list(template[key], f"recipe.{key}")
         if (base := template.get("base_model")) is not None:
             self._alias(base, "recipe.base_model")
+        self._check_vocabulary()
         if not self.mistakes:
             self._plant_required(template)
         names = tuple(method.name for method in self.methods)
@@ -70,6 +78,17 @@ class _Reader:
         if not dimensions and not self.mistakes:
             self.mistakes.append("recipe: has no hole, so there is nothing to search")
         return SearchSpace(template, names, tuple(dimensions))
+
+    def _check_vocabulary(self) -> None:
+        """The output's tokenizer is the same for every candidate: it takes no holes."""
+        try:
+            read_chat_template(self.recipe.get("chat_template"))
+            block = read_tokenizer(self.recipe)
+        except RecipeError as error:
+            self.mistakes.append(str(error))
+            return
+        for model in block.models if block else ():
+            self._alias(model, "recipe.tokenizer")
 
     def _read_methods(self) -> tuple[MergeMethod, ...]:
         stated: Any = self.recipe.get(METHOD)
