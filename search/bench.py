@@ -16,6 +16,7 @@ from evals.errors import EvaluationError
 from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
 from evals.items import Counts, Role
 from evals.resident import build_resident
+from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest
 from merge_core.companions import Companion, companions, write_companions
@@ -23,7 +24,7 @@ from merge_core.errors import MergeError
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
-from merge_core.vocabulary import Aligned, align_vocabularies
+from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import StudyError
 from search.holes import build_space

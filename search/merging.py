@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from merge_core.alignment import Aligned
 from merge_core.checkpoint import Checkpoint, digest, open_checkpoint
 from merge_core.errors import CheckpointError, MergeError
 from merge_core.export import SHARD_BYTES, write_model
@@ -19,7 +20,7 @@ from merge_core.keys import nearest
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.stages import Stage, planned_checkpoint, read_stages
-from merge_core.vocabulary import Aligned, align_vocabularies
+from merge_core.vocabulary import align_vocabularies
 from search.config import read_documents
 from search.errors import StudyError
 from search.models import open_model
