@@ -56,7 +56,7 @@ def read_chat_template(value: object) -> str | None:
     Raises:
         RecipeError: If it is none of these.
     """
-    if value is None or value == AUTO or value in NAMED:
+    if value is None or value in (AUTO, *NAMED):
         return cast("str | None", value)
     if isinstance(value, str) and len(value) >= _SHORTEST and "{" in value:
         return value

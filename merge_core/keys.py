@@ -47,7 +47,7 @@ def read_model(value: object, where: str) -> str:
     if isinstance(value, str) and value:
         return value
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: expected a model's name, path or hub id, got {value!r}")
+        raise RecipeError(f"{where}: expected a name, got {value!r}; a model is a path or a hub id")
     data = cast("Mapping[str, object]", value)
     if "path" in data:
         return _path(data, where)
