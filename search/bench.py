@@ -125,6 +125,7 @@ def check_study(path: Path) -> CheckedStudy:
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
         aligned = _aligned(space, checkpoints, mistakes)
+    if not mistakes:
         mistakes += _misfits(config, space, aligned.checkpoints)
     if mistakes:
         raise StudyError(mistakes, str(path))
