@@ -102,11 +102,18 @@ class Alignment:
             for token in sorted(tokens[model].ids, key=lambda t: tokens[model].ids[t]):
                 if token not in seen:
                     seen.add(token)
-                    yield tokens[model].added.get(token, token)
+                    yield tokens[model].added.get(token, self._piece(token))
         for source in self.block.tokens:
             if source.token not in seen:
                 known = (t.added[source.token] for t in tokens.values() if source.token in t.added)
                 yield next(known, AddedToken(source.token, normalized=False))
+
+    def _piece(self, token: str) -> AddedToken | str:
+        """An ordinary piece of another vocabulary.
+
+        mergekit makes it a token that is found inside words, which then splits the donor's texts.
+        """
+        return AddedToken(token, normalized=False) if self.recipe.compat else token
 
     def _rows(self, out: Tokens) -> int:
         """Length of the output's matrices. Padding that the parents have is kept."""

@@ -203,6 +203,25 @@ def test_rows_of_an_adapter_reach_the_others(models, tmp_path):
     assert torch.equal(parents.tensor("b", VOCABULARY[0])[100], row(models, "a", START) + 1)
 
 
+def test_ordinary_pieces_of_another_vocabulary_leave_the_donors_texts_alone(models, tmp_path):
+    """In mergekit they become added tokens, found inside words."""
+    shutil.copytree(models, tmp_path / "m")
+    file = tmp_path / "m/b/tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"]["vocab"]["ab"] = data["model"]["vocab"].pop("z")
+    file.write_text(json.dumps(data))
+    recipe = LINEAR | {"tokenizer_source": "union"}
+    (warning,) = aligned_of(tmp_path / "m", recipe).warnings
+    assert warning.startswith("1 ordinary pieces of 'b' are not in 'a': they get rows, but texts")
+    for compat, pieces in ((None, 4), ("mergekit", 3)):
+        out = written(tmp_path / "m", recipe | {"compat": compat}, tmp_path / f"out{compat}")
+        speaker = AutoTokenizer.from_pretrained(out)
+        assert "ab" in speaker.get_vocab()
+        assert len(speaker("cab")["input_ids"]) == pieces
+    row_of_ab = rows(tmp_path / "m", recipe)["a"][speaker.get_vocab()["ab"]]
+    assert torch.equal(row_of_ab, row(tmp_path / "m", "b", "ab"))
+
+
 # Padding.
 
 
