@@ -16,6 +16,7 @@ import torch
 
 from merge_core.checkpoint import Checkpoint, Derivation, Reader, TensorSpec, read_header
 from merge_core.errors import CheckpointError
+from merge_core.naming import role
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -210,9 +211,14 @@ def _target(checkpoint: Checkpoint, name: str, key: str, where: str) -> str:
     for candidate in _spellings(name, checkpoint.tensors):
         if candidate in checkpoint.tensors:
             return candidate
+    tied = checkpoint.ties_embeddings and role(name) == "head"
     raise CheckpointError(
-        f"{where}: tensor '{key}' belongs to '{name}', which the model does not have; give the "
-        "model that the adapter was trained on"
+        f"{where}: tensor '{key}' belongs to '{name}', which the model does not have; "
+        + (
+            "it ties its head to its embeddings, so merge the adapter with peft and save untied"
+            if tied
+            else "give the model that the adapter was trained on"
+        )
     )
 
 

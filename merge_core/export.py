@@ -83,6 +83,16 @@ def verify(folder: Path, plan: MergePlan) -> None:
         raise MergeError(f"tensor '{min(extra)}' was written but not planned; merge again")
 
 
+def check_new(folder: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        MergeError: If the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MergeError(f"{folder} is not empty; give a new folder")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Generator[Path]:
     """A draft folder that gets its name only when the block ends well.
@@ -90,8 +100,7 @@ def new_folder(folder: Path) -> Generator[Path]:
     Raises:
         MergeError: If the folder exists and is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MergeError(f"{folder} is not empty; give a new folder")
+    check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -1,5 +1,6 @@
 """The parents' tensors during a search: mapped files on the CPU, copies on an accelerator."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from merge_core.checkpoint import Checkpoint
+from merge_core.errors import MergeError
 
 
 class Parents:
@@ -56,7 +58,7 @@ class Parents:
         """A tensor of any checkpoint, stored or derived, on the CPU; nothing of it is kept.
 
         Raises:
-            CheckpointError: If a derivation is refused its numbers.
+            MergeError: If a derivation refuses its numbers.
         """
         if name in checkpoint.derived:
             return checkpoint.derived[name].build(self)
@@ -77,6 +79,20 @@ def _laid_down(tensor: torch.Tensor, folder: Path | None) -> torch.Tensor:
         return tensor
     size = tensor.numel() * tensor.dtype.itemsize
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".outcross-") as file:
+        _reserve(file.fileno(), size, Path(file.name).parent)
         mapped = torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
     mapped = mapped.view(tensor.dtype).view(tensor.shape)
     return mapped.copy_(tensor)
+
+
+def _reserve(file: int, size: int, folder: Path) -> None:
+    """Take the room now: a full disk that shows only when the map is written kills the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise MergeError(
+            f"{folder}: no room for {size} bytes of a tensor that no file holds "
+            f"({error.strerror}); free some, or put the output on a larger disk"
+        ) from None

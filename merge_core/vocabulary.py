@@ -12,8 +12,8 @@ from pathlib import Path
 from merge_core.alignment import Aligned, Alignment
 from merge_core.chat_templates import chosen_template, missing_markers, with_template
 from merge_core.checkpoint import Checkpoint
-from merge_core.companions import Companion, companions
-from merge_core.errors import CheckpointError, RecipeError
+from merge_core.companions import Companion, companions, read_companion
+from merge_core.errors import RecipeError
 from merge_core.keys import nearest
 from merge_core.recipe import Recipe
 from merge_core.tokens import FILE, Tokens, read_tokens
@@ -75,16 +75,13 @@ def _lacking(recipe: Recipe, files: Mapping[str, Companion]) -> Iterator[str]:
 def _differences(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Iterator[str]:
     """Vocabularies that are merged row by row though their rows mean different tokens."""
     donor = checkpoints[recipe.donor]
-    try:
-        reference = read_tokens(donor)
-    except CheckpointError:
-        return
+    own = read_companion(companions(donor), FILE)
     for model in recipe.models:
-        try:
-            other = read_tokens(checkpoints[model])
-        except CheckpointError:
-            continue
-        if other.text != reference.text and (said := _difference(reference, other)):
+        text = read_companion(companions(checkpoints[model]), FILE)
+        if own is None or text is None or text == own:
+            continue  # what can't be told is no difference
+        said = _difference(read_tokens(donor), read_tokens(checkpoints[model]))
+        if said is not None:
             yield (
                 f"the tokens of '{model}' and '{donor.name}' differ: {said}. Rows are merged by "
                 "number; to merge them by token add 'tokenizer: {source: union}'"

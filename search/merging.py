@@ -15,7 +15,7 @@ import torch
 from merge_core.alignment import Aligned
 from merge_core.checkpoint import Checkpoint, digest, open_checkpoint
 from merge_core.errors import CheckpointError, MergeError
-from merge_core.export import SHARD_BYTES, write_model
+from merge_core.export import SHARD_BYTES, check_new, write_model
 from merge_core.keys import nearest
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
@@ -97,6 +97,7 @@ def merge_file(path: Path, jobs: tuple[Job, ...], folder: Path, options: MergeOp
     Raises:
         MergeError: If a folder is not empty or a method refuses its numbers.
     """
+    check_new(folder)
     text = path.read_text("utf-8")
     *stages, result = jobs
     known: dict[str, Checkpoint] = {}

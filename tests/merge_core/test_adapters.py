@@ -205,6 +205,15 @@ def test_tensors_that_do_not_fit(base, tmp_path, tensors, message):
     refused(base, tmp_path, message)
 
 
+def test_an_adapter_of_a_head_that_is_tied(family, tmp_path):
+    parts = {
+        "lm_head.lora_A.weight": torch.zeros(4, 32),
+        "lm_head.lora_B.weight": torch.zeros(9, 4),
+    }
+    write_adapter(tmp_path, parts)
+    refused(family("llama_tied") / "base", tmp_path, "ties its head to its embeddings, so merge")
+
+
 def test_files_that_are_missing_or_damaged(base, tmp_path):
     refused(base, tmp_path, "there is no adapter_config.json; give a folder that peft has saved")
     (tmp_path / "adapter_config.json").write_text("{")

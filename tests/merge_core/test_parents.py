@@ -1,6 +1,8 @@
 """Where tensors come from: files that are mapped, and derived ones that take no memory."""
 
+import errno
 import gc
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from merge_core.checkpoint import Checkpoint, open_checkpoint
+from merge_core.errors import MergeError
 from merge_core.parents import Parents
 
 NAME = "model.norm.weight"
@@ -62,6 +65,18 @@ def test_a_derived_tensor_lies_in_a_file_that_has_no_name(family, tmp_path):
     parents.forget()
     gc.collect()
     assert f"{tmp_path}/.outcross-" not in MAPS.read_text()
+
+
+def test_a_full_disk_is_a_sentence(family, tmp_path, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        MergeError, match=r"no room for 128 bytes .*No space left on device\); free"
+    ):
+        Parents({"a": doubled(family)}, CPU, tmp_path).tensor("a", NAME)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bf16_and_empty_tensors_can_be_laid_down(family, tmp_path):

@@ -86,7 +86,9 @@ def test_a_kind_that_cannot_hold_the_numbers_is_refused():
         extended(holed, [AddedToken("<|new|>")])
 
 
-@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer", "TokenizersBackend"])
+@pytest.mark.parametrize(
+    "name", ["GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "TokenizersBackend"]
+)
 def test_transformers_sees_the_same_numbers(name, tmp_path: Path):
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

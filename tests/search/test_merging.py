@@ -139,6 +139,14 @@ def test_a_folder_of_somebody_else_is_not_removed(run: Run, models: Path, tmp_pa
     assert (tmp_path / "kept/linear/mine.txt").exists()
 
 
+def test_a_full_output_is_refused_before_the_stages(
+    run: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(merging, "write_model", lambda *_, **__: pytest.fail("written"))
+    code, _, err = run("merge", write(tmp_path, *two_stages(models)), models)
+    assert (code, "models is not empty; give a new folder" in err) == (2, True)
+
+
 def test_an_adapter_in_a_recipe(run: Run, models: Path, tmp_path: Path):
     module = "model.layers.0.self_attn.q_proj"
     parts = low_rank(models / "a", [module])
