@@ -102,7 +102,7 @@ def test_transformers_sees_the_same_numbers(name, tmp_path: Path):
     config = {"tokenizer_class": name, "eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     read = AutoTokenizer.from_pretrained(tmp_path)
-    assert read.get_vocab() == after.ids
+    assert read.get_vocab().items() >= after.ids.items()  # GPT-NeoX's adds a padding of its own
     assert read("<|new|>")["input_ids"] == [after.ids["<|new|>"]]
     assert read(TEXT)["input_ids"] == made.encode(TEXT).ids
 
