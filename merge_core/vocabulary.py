@@ -13,7 +13,7 @@ from merge_core.alignment import Aligned, Alignment
 from merge_core.chat_templates import chosen_template, missing_markers, with_template
 from merge_core.checkpoint import Checkpoint
 from merge_core.companions import Companion, companions, read_companion
-from merge_core.errors import RecipeError
+from merge_core.errors import CheckpointError, RecipeError
 from merge_core.keys import nearest
 from merge_core.recipe import Recipe
 from merge_core.tokens import FILE, Tokens, read_tokens
@@ -80,7 +80,10 @@ def _differences(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Itera
         text = read_companion(companions(checkpoints[model]), FILE)
         if own is None or text is None or text == own:
             continue  # what can't be told is no difference
-        said = _difference(read_tokens(donor), read_tokens(checkpoints[model]))
+        try:
+            said = _difference(read_tokens(donor), read_tokens(checkpoints[model]))
+        except CheckpointError:  # a merge by number doesn't need to read them
+            continue
         if said is not None:
             yield (
                 f"the tokens of '{model}' and '{donor.name}' differ: {said}. Rows are merged by "

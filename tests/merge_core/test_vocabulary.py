@@ -343,6 +343,8 @@ def test_equal_tokens_are_no_warning(models, tmp_path):
     shutil.copytree(models / "a", tmp_path / "a")
     shutil.copytree(models / "a", tmp_path / "b")
     assert aligned_of(tmp_path, LINEAR).warnings == ()
+    (tmp_path / "b/tokenizer.json").write_text("{}")
+    assert aligned_of(tmp_path, LINEAR).warnings == ()
     (tmp_path / "b/tokenizer.json").unlink()
     assert aligned_of(tmp_path, LINEAR).warnings == ()
 
