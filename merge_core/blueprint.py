@@ -19,7 +19,7 @@ from merge_core.kinds import check_kinds, layer_tables
 from merge_core.naming import role, with_depth
 from merge_core.outer import Outer, find_outer, outer_tensors, untie
 from merge_core.recipe import Recipe, Source
-from merge_core.registry import Base, find_method
+from merge_core.registry import find_method
 from merge_core.slices import Part, Site, cut_parts, find_stack, layer_span, part_length
 
 
@@ -71,7 +71,7 @@ def draw_blueprint(recipe: Recipe, opened: tuple[tuple[str, Checkpoint], ...]) -
         RecipeError: If anything doesn't fit; names the tensor or key and what to do.
     """
     parents = dict(opened)
-    donor = parents[_donor(recipe)]
+    donor = parents[recipe.donor]
     site = Site(recipe, find_method(recipe.method), parents, donor)
     warnings = tuple(text for _, parent in opened for text in check_fit(parent, donor))
     parts = tuple(cut_parts(site))
@@ -80,14 +80,8 @@ def draw_blueprint(recipe: Recipe, opened: tuple[tuple[str, Checkpoint], ...]) -
     check_kinds(site, parts)
     stacks = tuple(stack.name for stack in donor.layout.stacks)
     depth = sum(part_length(site, part) for part in parts)
-    return Blueprint(
-        rows, stacks, _donor(recipe), _config(site, parts, outer, rows), depth, warnings
-    )
-
-
-def _donor(recipe: Recipe) -> str:
-    first = recipe.every_slice[0]
-    return recipe.base or first.base or first.sources[0].model
+    config = _config(site, parts, outer, rows)
+    return Blueprint(rows, stacks, recipe.donor, config, depth, warnings)
 
 
 def _config(
@@ -196,7 +190,7 @@ def _row(
         TensorRef(source.model, spec.name) for source, spec in zip(sources, specs, strict=True)
     )
     floating = all(spec.dtype.is_floating_point for spec in specs)
-    apart = site.method.base is Base.REQUIRED
+    apart = part.inputs.base is not None and site.method.base.apart
     rounding = _torch_dtype(site.recipe.dtype)
     return Row(
         out,
@@ -220,7 +214,7 @@ def _refuse_shapes(specs: list[TensorSpec], sources: tuple[Source, ...]) -> None
         f"tensor '{name}': parent '{sources[at].model}' has shape {shape} but "
         f"'{sources[0].model}' has {first}; parents of one recipe need equal shapes"
         + (
-            " (their vocabularies differ: tokenizer: {source: union} or {source: base} aligns them)"
+            " (their vocabularies differ; add 'tokenizer: {source: union}' to the recipe)"
             if rows
             else ""
         )

@@ -63,16 +63,21 @@ def find_outer(parent: Checkpoint, donor: Checkpoint, name: str) -> TensorSpec:
     Raises:
         RecipeError: If it has neither.
     """
-    mine = own_name(donor, parent, name)
-    if mine in parent.tensors:
-        return parent.tensors[mine]
-    head = role(name) == "head" and name.endswith("weight") and parent.ties_embeddings
-    if head and (embedding := _embedding(parent)) is not None:
-        return embedding
+    if (found := seek_outer(parent, donor, name)) is not None:
+        return found
     raise RecipeError(
         f"tensor '{name}': model '{parent.name}' does not have it but '{donor.name}' does; save "
         "both from the same class of transformers"
     )
+
+
+def seek_outer(parent: Checkpoint, donor: Checkpoint, name: str) -> TensorSpec | None:
+    """As `find_outer`, but None if the parent has neither."""
+    mine = own_name(donor, parent, name)
+    if mine in parent.tensors:
+        return parent.tensors[mine]
+    head = role(name) == "head" and name.endswith("weight") and parent.ties_embeddings
+    return _embedding(parent) if head else None
 
 
 def own_name(one: Checkpoint, other: Checkpoint, name: str) -> str:

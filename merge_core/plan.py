@@ -36,6 +36,7 @@ class MergeStep:
         params: Resolved parameters.
         rounding: Inputs are rounded to it before any arithmetic.
         seed: Seed of random masks.
+        compat: Whether to compute as mergekit does where the two differ.
     """
 
     out: str
@@ -47,6 +48,7 @@ class MergeStep:
     params: Params
     rounding: torch.dtype | None
     seed: int
+    compat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,13 @@ def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 
     _check_parameter_names(recipe, method)
     opened = tuple((model, parents[model]) for model in recipe.models)
     blueprint = draw_blueprint(_without_values(recipe), opened)
-    steps = tuple(_steps(blueprint, _values(recipe, method, blueprint), seed))
+    steps = tuple(_steps(blueprint, _values(recipe, method, blueprint), seed, recipe.compat))
     return MergePlan(steps, blueprint.donor, blueprint.config, blueprint.depth, blueprint.warnings)
 
 
-def _steps(blueprint: Blueprint, values: tuple[Values, ...], seed: int) -> Iterator[MergeStep]:
+def _steps(
+    blueprint: Blueprint, values: tuple[Values, ...], seed: int, compat: bool
+) -> Iterator[MergeStep]:
     for row in blueprint.rows:
         params = values[row.part].at(row.out, row.inputs, row.depth) if row.method else ()
         yield MergeStep(
@@ -109,6 +113,7 @@ def _steps(blueprint: Blueprint, values: tuple[Values, ...], seed: int) -> Itera
             params,
             row.rounding,
             seed,
+            compat,
         )
 
 

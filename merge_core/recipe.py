@@ -4,15 +4,18 @@ Reads and writes the `models`, `slices` and `modules` forms of mergekit 0.1.5. U
 errors.
 """
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from merge_core.chat_templates import read_chat_template
 from merge_core.errors import RecipeError
+from merge_core.keys import check_keys, read_model
+from merge_core.keys import nearest as nearest  # its old home
+from merge_core.token_sources import TokenizerBlock, read_tokenizer, tokenizer_dict
 
 Scalar = bool | int | float | str
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
@@ -25,8 +28,11 @@ _RECIPE_KEYS = (
     "parameters",
     "dtype",
     "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "compat",
 )
-_LATER_KEYS = ("tokenizer_source", "tokenizer", "chat_template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,9 @@ class Recipe:
         parameters: Settings that hold unless a slice or source says otherwise.
         dtype: Inputs are rounded to it before any arithmetic.
         out_dtype: What is stored; default `dtype`, else the inputs' own.
+        tokenizer: Which vocabulary the output has; None: all parents' must be one already.
+        chat_template: `auto`, a known name or a Jinja template; None: the donor's.
+        compat: Whether to compute as mergekit does where the two differ.
         modules: The stacks of a model of several, each with slices of its own.
     """
 
@@ -92,6 +101,9 @@ class Recipe:
     parameters: Parameters = ()
     dtype: str | None = None
     out_dtype: str | None = None
+    tokenizer: TokenizerBlock | None = None
+    chat_template: str | None = None
+    compat: bool = False
     modules: tuple[Module, ...] = ()
 
     @property
@@ -109,6 +121,18 @@ class Recipe:
         return tuple(dict.fromkeys(listed + bases))
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """All models that it names: the parents, and those that only its tokenizer names."""
+        named = self.tokenizer.models if self.tokenizer else ()
+        return tuple(dict.fromkeys([*self.models, *named]))
+
+    @property
+    def donor(self) -> str:
+        """The parent that gives configuration and tokenizer: the base, or else the first one."""
+        first = self.every_slice[0]
+        return self.base or first.base or first.sources[0].model
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON: equal for recipes that are written differently only."""
         text = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))
@@ -116,13 +140,21 @@ class Recipe:
 
     def renamed(self, names: Mapping[str, str]) -> "Recipe":
         """The same recipe with other aliases or paths for its parents."""
-        slices = tuple(_renamed(part, names) for part in self.slices)
+
+        def name(model: str) -> str:
+            return names.get(model, model)
+
         modules = tuple(
-            replace(module, slices=tuple(_renamed(part, names) for part in module.slices))
+            replace(module, slices=tuple(_renamed(part, name) for part in module.slices))
             for module in self.modules
         )
-        base = names.get(self.base, self.base) if self.base else None
-        return replace(self, slices=slices, modules=modules, base=base)
+        return replace(
+            self,
+            slices=tuple(_renamed(part, name) for part in self.slices),
+            modules=modules,
+            base=name(self.base) if self.base else None,
+            tokenizer=self.tokenizer.renamed(name) if self.tokenizer else None,
+        )
 
 
 def from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -131,7 +163,7 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: For an unknown or missing key or a value of the wrong kind.
     """
-    _check_keys(data, _RECIPE_KEYS, "recipe")
+    check_keys(data, _RECIPE_KEYS, "recipe")
     method = data.get("merge_method")
     if not isinstance(method, str):
         raise RecipeError("recipe: merge_method is missing; name one, such as 'linear'")
@@ -140,10 +172,13 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     return Recipe(
         method,
         () if "modules" in data else _body(data, ""),
-        _text(data, "base_model", "recipe"),
+        _model(data, "base_model", "recipe"),
         read_parameters(data.get("parameters"), "parameters"),
         _dtype(data, "dtype"),
         _dtype(data, "out_dtype"),
+        read_tokenizer(data),
+        read_chat_template(data.get("chat_template")),
+        _compat(data.get("compat")),
         _modules(data["modules"]) if "modules" in data else (),
     )
 
@@ -160,6 +195,9 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
         "parameters": _parameters_dict(recipe.parameters),
         "dtype": recipe.dtype,
         "out_dtype": recipe.out_dtype,
+        "tokenizer": tokenizer_dict(recipe.tokenizer),
+        "chat_template": recipe.chat_template,
+        "compat": "mergekit" if recipe.compat else None,
     }
     return {key: value for key, value in (head | body | tail).items() if value}
 
@@ -178,13 +216,6 @@ def read_parameters(data: object, where: str) -> Parameters:
     return tuple(sorted((str(name), _settings(value, f"{where}.{name}")) for name, value in items))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the closest known one, or all of them."""
-    known = tuple(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-
-
 def _settings(value: object, where: str) -> tuple[Setting, ...]:
     if isinstance(value, list):
         entries = cast("list[object]", value)
@@ -200,7 +231,7 @@ def _settings(value: object, where: str) -> tuple[Setting, ...]:
 
 def _setting(data: object, where: str) -> Setting:
     entry = cast("Mapping[str, object]", data)
-    _check_keys(entry, ("value", "filter"), where)
+    check_keys(entry, ("value", "filter"), where)
     if "value" not in entry:
         raise RecipeError(f"{where}: a filtered entry needs a 'value'")
     value, name = entry["value"], entry.get("filter")
@@ -247,7 +278,7 @@ def _module(name: str, data: object) -> Module:
     if not isinstance(data, Mapping) or ("models" in data) == ("slices" in data):
         raise RecipeError(f"{where}: expected a mapping with one of 'models' and 'slices'")
     part = cast("Mapping[str, Any]", data)
-    _check_keys(part, ("models", "slices", "parameters"), where)
+    check_keys(part, ("models", "slices", "parameters"), where)
     slices = _body(part, f"{where}.")
     return Module(name, slices, read_parameters(part.get("parameters"), f"{where}.parameters"))
 
@@ -262,10 +293,10 @@ def _slice(data: object, where: str) -> Slice:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with 'sources'")
     part = cast("Mapping[str, Any]", data)
-    _check_keys(part, ("sources", "base_model", "parameters"), where)
+    check_keys(part, ("sources", "base_model", "parameters"), where)
     return Slice(
         _sources(part.get("sources"), f"{where}.sources", ranged=True),
-        _text(part, "base_model", where),
+        _model(part, "base_model", where),
         read_parameters(part.get("parameters"), f"{where}.parameters"),
     )
 
@@ -283,8 +314,8 @@ def _source(data: object, where: str, ranged: bool) -> Source:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with 'model'")
     entry = cast("Mapping[str, Any]", data)
-    _check_keys(entry, ("model", "parameters", *(("layer_range",) if ranged else ())), where)
-    model = _text(entry, "model", where)
+    check_keys(entry, ("model", "parameters", *(("layer_range",) if ranged else ())), where)
+    model = _model(entry, "model", where)
     if model is None:
         raise RecipeError(f"{where}: 'model' is missing")
     layers = _layer_range(entry.get("layer_range"), where) if ranged else None
@@ -302,6 +333,17 @@ def _layer_range(value: object, where: str) -> tuple[int, int]:
             )
 
 
+def _model(data: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = data.get(key)
+    return None if value is None else read_model(value, f"{where}.{key}")
+
+
+def _compat(value: object) -> bool:
+    if value in (None, "mergekit"):
+        return value is not None
+    raise RecipeError(f"recipe.compat: expected 'mergekit' or no such key, got {value!r}")
+
+
 def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
     value = data.get(key)
     if value is None or isinstance(value, str):
@@ -316,18 +358,9 @@ def _dtype(data: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in data:
-        if key in _LATER_KEYS and where == "recipe":
-            raise RecipeError(f"{where}: '{key}' can't be merged yet; leave it out")
-        if key not in known:
-            raise RecipeError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
-
-
-def _renamed(part: Slice, names: Mapping[str, str]) -> Slice:
-    sources = tuple(replace(s, model=names.get(s.model, s.model)) for s in part.sources)
-    base = names.get(part.base, part.base) if part.base else None
-    return Slice(sources, base, part.parameters)
+def _renamed(part: Slice, name: Callable[[str], str]) -> Slice:
+    sources = tuple(replace(source, model=name(source.model)) for source in part.sources)
+    return replace(part, sources=sources, base=name(part.base) if part.base else None)
 
 
 def _body_dict(slices: tuple[Slice, ...]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def merge_inputs(method: MergeMethod, part: Slice, base_model: str | None) -> In
     base = listed or (Source(base_name) if base_name and whole else None)
     others = tuple(source for source in part.sources if source is not listed)
     match method.base:
-        case Base.REQUIRED:
+        case Base.REQUIRED | Base.OPTIONAL:
             return Inputs(others, base)
         case Base.ENDPOINT:
             return Inputs(((base,) if base else ()) + others, base)
@@ -128,7 +128,8 @@ def _check_unsliced(site: Site, stacks: tuple[Stack, ...]) -> None:
 def _check_inputs(site: Site, part: Part, cut: Slice) -> None:
     method, where, inputs = site.method, part.where, part.inputs
     base = cut.base or site.recipe.base
-    if method.base is not Base.INPUT and inputs.base is None:
+    needed = method.base.needed or (method.base is Base.OPTIONAL and base is not None)
+    if needed and inputs.base is None:
         hint = (
             f"list base_model '{base}' among its sources, with its layer_range"
             if base
@@ -150,7 +151,7 @@ def _check_count(method: MergeMethod, inputs: Inputs, where: str) -> None:
         expected = f"exactly {least}" if least == most else f"at least {least}"
         raise RecipeError(
             f"merge_method '{method.name}' takes {expected} models"
-            f"{'' if method.base is Base.REQUIRED else ', base_model included'}; "
+            f"{'' if method.base.apart else ', base_model included'}; "
             f"{where} has {count}: {', '.join(s.model for s in inputs.sources)}"
         )
 

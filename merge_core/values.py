@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
+from merge_core.keys import nearest
 from merge_core.recipe import Parameters, Scalar, Setting
 from merge_core.registry import MergeMethod, Parameter
 
@@ -136,8 +137,13 @@ def _typed(parameter: Parameter, value: Scalar, name: str) -> Scalar:
         return bool(value)
     if parameter.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    expected = "true or false" if parameter.kind is bool else "a number"
-    raise RecipeError(f"tensor '{name}': '{parameter.name}' must be {expected}, got {value!r}")
+    if parameter.kind is str and value in parameter.choices:
+        return value
+    expected = {bool: "true or false", float: "a number", str: "one of its words"}[parameter.kind]
+    hint = f"; {nearest(str(value), parameter.choices)}" if parameter.choices else ""
+    raise RecipeError(
+        f"tensor '{name}': '{parameter.name}' must be {expected}, got {value!r}{hint}"
+    )
 
 
 def _at_depth(value: Scalar | tuple[Scalar, ...], depth: float) -> Scalar:

@@ -1,10 +1,13 @@
 """A study made ready: every check done, the parents open, the model resident, the items built."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,12 +16,15 @@ from evals.errors import EvaluationError
 from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
 from evals.items import Counts, Role
 from evals.resident import build_resident
+from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest
+from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
+from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import StudyError
 from search.holes import build_space
@@ -35,7 +41,9 @@ class CheckedStudy:
         config: The file.
         folder: The folder that its paths are relative to.
         space: What is searched.
-        checkpoints: The opened parents by alias.
+        checkpoints: The opened parents by alias, their rows in the output's vocabulary.
+        files: What stands beside the output's weights: its tokenizer, for one.
+        warnings: What to know of the parents' vocabularies.
         tasks: The opened benchmarks.
         dtype: Of the resident model and of what is written.
         device: Where it runs.
@@ -45,6 +53,8 @@ class CheckedStudy:
     folder: Path
     space: SearchSpace
     checkpoints: Mapping[str, Checkpoint]
+    files: Mapping[str, Companion]
+    warnings: tuple[str, ...]
     tasks: tuple[OpenTask, ...]
     dtype: torch.dtype
     device: torch.device
@@ -53,6 +63,12 @@ class CheckedStudy:
     def storage(self) -> str:
         """Folder or URL of the storage."""
         return self.config.storage or f"runs/{self.config.name}"
+
+    @property
+    def scratch(self) -> Path | None:
+        """Where tensors are laid down that no file holds: a disk, which /tmp may not be."""
+        folder = self.folder / self.storage
+        return folder if "://" not in self.storage and folder.is_dir() else None
 
     @property
     def sampler(self) -> tuple[str, str]:
@@ -106,12 +122,16 @@ def check_study(path: Path) -> CheckedStudy:
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
     device = find_device(config.device, mistakes)
+    aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
-        mistakes += _misfits(config, space, checkpoints)
+        aligned = _aligned(space, checkpoints, mistakes)
+    if not mistakes:
+        mistakes += _misfits(config, space, aligned.checkpoints)
     if mistakes:
         raise StudyError(mistakes, str(path))
     dtype = _dtype(config.dtype, space, checkpoints)
-    return CheckedStudy(config, folder, space, checkpoints, tasks, dtype, device)
+    models, files, warnings = aligned.checkpoints, aligned.files, aligned.warnings
+    return CheckedStudy(config, folder, space, models, files, warnings, tasks, dtype, device)
 
 
 def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
@@ -121,7 +141,6 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         StudyError: If the model can't be built.
     """
     plan = study.plan(study.space.decode(study.space.starts()[0]))
-    donor = study.checkpoints[plan.donor].folder
     names = [step.out for step in plan.steps]
     evaluation = study.config.evaluation
     settings = Settings(
@@ -131,11 +150,12 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         evaluation.system_instruction,
     )
     try:
-        resident = build_resident(plan.config, donor, names, study.dtype, study.device)
+        with _tokenizer_folder(study, plan.donor) as folder:
+            resident = build_resident(plan.config, folder, names, study.dtype, study.device)
         harness = Harness(resident, study.tasks, roles, settings, study.config.items.seed)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
-    parents = Parents(study.checkpoints, study.device)
+    parents = Parents(study.checkpoints, study.device, study.scratch)
     return Bench(study, Workbench(parents, resident.slots), harness)
 
 
@@ -156,6 +176,30 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }
+
+
+def _aligned(
+    space: SearchSpace, checkpoints: Mapping[str, Checkpoint], mistakes: list[str]
+) -> Aligned:
+    """One vocabulary for all parents. No hole changes it, so any candidate speaks for all."""
+    try:
+        return align_vocabularies(space.decode(space.starts()[0]), checkpoints)
+    except MergeError as error:
+        mistakes.append(f"recipe: {error}" if not str(error).startswith("recipe") else str(error))
+        return Aligned(checkpoints, {}, ())
+
+
+@contextmanager
+def _tokenizer_folder(study: CheckedStudy, donor: str) -> Generator[Path]:
+    """Where the output's tokenizer can be loaded from: the donor's folder if it is the donor's."""
+    checkpoint = study.checkpoints[donor]
+    if study.files == companions(checkpoint):
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory() as folder:
+        write_companions(study.files, Path(folder))
+        (Path(folder) / "config.json").write_text(json.dumps(dict(checkpoint.config)), "utf-8")
+        yield Path(folder)
 
 
 def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:

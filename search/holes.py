@@ -15,13 +15,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from merge_core.chat_templates import read_chat_template
 from merge_core.errors import RecipeError
-from merge_core.recipe import Scalar, nearest
-from merge_core.registry import Base, MergeMethod, Parameter, Range, find_method
+from merge_core.keys import nearest
+from merge_core.recipe import Scalar
+from merge_core.registry import MergeMethod, Parameter, Range, find_method
+from merge_core.token_sources import read_tokenizer
 from search.space import METHOD, Choice, Hole, Real, SearchSpace, holes, sources
 
 _HOLE_KEYS = ("range", "by", "knots", "log", "choice")
-_RECIPE_KEYS = (METHOD, "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
+_TOKENIZER_KEYS = ("tokenizer_source", "tokenizer")
+_RECIPE_KEYS = (
+    *(METHOD, "base_model", "models", "slices", "parameters", "dtype", "out_dtype"),
+    *(*_TOKENIZER_KEYS, "chat_template", "compat"),
+)
 _MOST_KNOTS = 64
 
 
@@ -61,6 +68,7 @@ class _Reader:
                 template[key] = self._list(template[key], f"recipe.{key}")
         if (base := template.get("base_model")) is not None:
             self._alias(base, "recipe.base_model")
+        self._check_vocabulary()
         if not self.mistakes:
             self._plant_required(template)
         names = tuple(method.name for method in self.methods)
@@ -70,6 +78,17 @@ class _Reader:
         if not dimensions and not self.mistakes:
             self.mistakes.append("recipe: has no hole, so there is nothing to search")
         return SearchSpace(template, names, tuple(dimensions))
+
+    def _check_vocabulary(self) -> None:
+        """The output's tokenizer is the same for every candidate: it takes no holes."""
+        try:
+            read_chat_template(self.recipe.get("chat_template"))
+            block = read_tokenizer(self.recipe)
+        except RecipeError as error:
+            self.mistakes.append(str(error))
+            return
+        for model in block.models if block else ():
+            self._alias(model, "recipe.tokenizer")
 
     def _read_methods(self) -> tuple[MergeMethod, ...]:
         stated: Any = self.recipe.get(METHOD)
@@ -189,6 +208,12 @@ class _Reader:
             if len(self.mistakes) == before:
                 self.mistakes.append(f"{place}: a hole needs 'range' or 'choice'")
             return Hole(())
+        if words := _words(parameter, owners):
+            self.mistakes.append(
+                f"{place}: '{parameter}' is one of {', '.join(words)}, so it has no range; write "
+                "{choice: [...]} of them"
+            )
+            return Hole(())
         return self._range_hole(hole, place, name, parameter, owners)
 
     def _options(
@@ -199,10 +224,12 @@ class _Reader:
             self.mistakes.append(f"{place}.choice: expected a list of two or more values")
             return ()
         options = [_number(option) for option in cast("list[Any]", options)]
-        kinds = {p.kind for m in owners if (p := m.parameter(parameter))}
-        wrong = [o for o in options if any(not _is_a(kind, o) for kind in kinds)]
+        asked = [p for m in owners if (p := m.parameter(parameter))]
+        wrong = [o for o in options if any(not _fits(p, o) for p in asked)]
         if wrong:
-            self.mistakes.append(f"{place}.choice: '{parameter}' can't be {wrong[0]!r}")
+            words = _words(parameter, owners)
+            hint = f"; {nearest(str(wrong[0]), words)}" if words else ""
+            self.mistakes.append(f"{place}.choice: '{parameter}' can't be {wrong[0]!r}{hint}")
         return tuple(cast("list[Scalar]", options))
 
     def _range_hole(
@@ -295,12 +322,14 @@ class _Reader:
             for prefix, part, source in sources(template):
                 given = parameter.name in source["parameters"] or parameter.name in part
                 is_base = source["model"] == template.get("base_model")
-                if not given and not (is_base and all(m.base is Base.REQUIRED for m in owners)):
+                if not given and not (is_base and all(m.base.apart for m in owners)):
                     name = f"{prefix}{source['model']}.{parameter.name}"
                     source["parameters"][parameter.name] = self._planted(parameter, name, owners)
 
     def _planted(self, parameter: Parameter, name: str, owners: list[MergeMethod]) -> Any:
-        return self._value({"range": "auto"}, f"recipe ({name})", name, parameter.name, owners)
+        words = list(_words(parameter.name, owners))
+        hole = {"choice": words} if words else {"range": "auto"}
+        return self._value(hole, f"recipe ({name})", name, parameter.name, owners)
 
     def _check_keys(self, data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
         for key in data:
@@ -316,10 +345,18 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _is_a(kind: type, value: Any) -> bool:
-    if kind is bool:
+def _fits(parameter: Parameter, value: Any) -> bool:
+    if parameter.kind is str:
+        return value in parameter.choices
+    if parameter.kind is bool:
         return isinstance(value, bool)
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _words(parameter: str, owners: list[MergeMethod]) -> tuple[str, ...]:
+    """The words that a parameter may be; none for numbers and booleans."""
+    found = [m.parameter(parameter) for m in owners]
+    return next((p.choices for p in found if p and p.choices), ())
 
 
 def _declared(parameter: str, owners: list[MergeMethod]) -> Range | None:
