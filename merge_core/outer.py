@@ -38,7 +38,7 @@ def outer_tensors(donor: Checkpoint, parents: Sequence[Checkpoint]) -> Outer:
     tied = [parent for parent in parents if parent.ties_embeddings]
     mixed = 0 < len(tied) < len(parents)
     if mixed:
-        _check_scaling(tied[0], next(parent for parent in parents if parent not in tied))
+        check_scaling(tied[0], next(parent for parent in parents if parent not in tied))
         names |= dict.fromkeys(heads)
     elif tied and len({stored_head(parent) for parent in parents}) > 1:
         names = {name: None for name in names if name not in heads}  # copies of the embeddings
@@ -77,7 +77,7 @@ def seek_outer(parent: Checkpoint, donor: Checkpoint, name: str) -> TensorSpec |
     if mine in parent.tensors:
         return parent.tensors[mine]
     head = role(name) == "head" and name.endswith("weight") and parent.ties_embeddings
-    return _embedding(parent) if head else None
+    return embedding(parent) if head else None
 
 
 def own_name(one: Checkpoint, other: Checkpoint, name: str) -> str:
@@ -101,8 +101,8 @@ def untie(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def stored_head(parent: Checkpoint) -> str | None:
     """The stored matrix that turns states into logits: as large as the embeddings."""
-    embedding = _embedding(parent)
-    shape = None if embedding is None else embedding.shape
+    own = embedding(parent)
+    shape = None if own is None else own.shape
     heads = (
         name
         for name in parent.layers[None]
@@ -111,7 +111,7 @@ def stored_head(parent: Checkpoint) -> str | None:
     return next(heads, None)
 
 
-def _embedding(parent: Checkpoint) -> TensorSpec | None:
+def embedding(parent: Checkpoint) -> TensorSpec | None:
     """The matrix with one row for each token: of the embeddings, that with most rows."""
     found = [
         parent.tensors[name]
@@ -125,8 +125,12 @@ def _embedding(parent: Checkpoint) -> TensorSpec | None:
     return largest[0] if largest else None
 
 
-def _check_scaling(tied: Checkpoint, untied: Checkpoint) -> None:
-    """T5 divides its logits by the root of its width where the head is tied."""
+def check_scaling(tied: Checkpoint, untied: Checkpoint) -> None:
+    """T5 divides its logits by the root of its width where the head is tied.
+
+    Raises:
+        RecipeError: If the two can't meet.
+    """
     if tied.config.get("is_encoder_decoder"):
         raise RecipeError(
             f"model '{tied.name}' ties its head to its embeddings but '{untied.name}' does not, "

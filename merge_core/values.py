@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
 from merge_core.keys import nearest
+from merge_core.naming import role
 from merge_core.recipe import Parameters, Scalar, Setting
 from merge_core.registry import MergeMethod, Parameter
 
@@ -56,7 +57,7 @@ class Values:
         for parameter, chains in zip(self.method.parameters, self.chains, strict=True):
             if parameter.per_parent:
                 value: Value = tuple(
-                    self._value(parameter, chain, ref.name, depth, ref.parent)
+                    self._value(parameter, chain, _asked(out, ref), depth, ref.parent)
                     for chain, ref in zip(chains, inputs, strict=True)
                 )
             else:
@@ -130,6 +131,11 @@ def _chain(parameter: Parameter, scopes: tuple[Parameters, ...]) -> tuple[Settin
             if setting.filter is None:
                 return tuple(chain)
     return tuple(chain)
+
+
+def _asked(out: str, ref: TensorRef) -> str:
+    """Where a parent's filters look; embeddings that stand for a tied head count as the head."""
+    return out if role(out) == "head" else ref.name
 
 
 def _typed(parameter: Parameter, value: Scalar, name: str) -> Scalar:

@@ -14,6 +14,7 @@ from merge_core.chat_templates import chosen_template, missing_markers, with_tem
 from merge_core.checkpoint import Checkpoint
 from merge_core.companions import Companion, companions, read_companion
 from merge_core.errors import CheckpointError, RecipeError
+from merge_core.heads import with_heads
 from merge_core.keys import nearest
 from merge_core.recipe import Recipe
 from merge_core.tokens import FILE, Tokens, read_tokens
@@ -40,7 +41,9 @@ def align_vocabularies(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) ->
         files = companions(checkpoints[recipe.donor])
         aligned = Aligned(checkpoints, files, tuple(_differences(recipe, checkpoints)))
     else:
-        aligned = Alignment(recipe, recipe.tokenizer, checkpoints).aligned()
+        # A head's new rows come from heads, so a tied parent needs one of its own first.
+        heads = with_heads({model: checkpoints[model] for model in recipe.models})
+        aligned = Alignment(recipe, recipe.tokenizer, {**checkpoints, **heads}).aligned()
     return _with_template(recipe, aligned, checkpoints)
 
 

@@ -21,6 +21,7 @@ from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest
 from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
+from merge_core.heads import with_heads
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
@@ -130,7 +131,9 @@ def check_study(path: Path) -> CheckedStudy:
     if mistakes:
         raise StudyError(mistakes, str(path))
     dtype = _dtype(config.dtype, space, checkpoints)
-    models, files, warnings = aligned.checkpoints, aligned.files, aligned.warnings
+    models, files = aligned.checkpoints, aligned.files
+    plan = compile_plan(space.decode(space.starts()[0]), models)
+    warnings = tuple(dict.fromkeys((*aligned.warnings, *plan.warnings)))
     return CheckedStudy(config, folder, space, models, files, warnings, tasks, dtype, device)
 
 
@@ -181,9 +184,15 @@ def protocol(bench: Bench) -> dict[str, Any]:
 def _aligned(
     space: SearchSpace, checkpoints: Mapping[str, Checkpoint], mistakes: list[str]
 ) -> Aligned:
-    """One vocabulary for all parents. No hole changes it, so any candidate speaks for all."""
+    """One vocabulary and one kind of head for all parents.
+
+    No hole changes them, so any candidate speaks for all.
+    """
     try:
-        return align_vocabularies(space.decode(space.starts()[0]), checkpoints)
+        recipe = space.decode(space.starts()[0])
+        aligned = align_vocabularies(recipe, checkpoints)
+        parents = {model: aligned.checkpoints[model] for model in recipe.models}
+        return replace(aligned, checkpoints={**aligned.checkpoints, **with_heads(parents)})
     except MergeError as error:
         mistakes.append(f"recipe: {error}" if not str(error).startswith("recipe") else str(error))
         return Aligned(checkpoints, {}, ())

@@ -26,7 +26,7 @@ from search.space import METHOD, Choice, Hole, Real, SearchSpace, holes, sources
 _HOLE_KEYS = ("range", "by", "knots", "log", "choice")
 _TOKENIZER_KEYS = ("tokenizer_source", "tokenizer")
 _RECIPE_KEYS = (
-    *(METHOD, "base_model", "models", "slices", "parameters", "dtype", "out_dtype"),
+    *(METHOD, "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
     *(*_TOKENIZER_KEYS, "chat_template", "compat"),
 )
 _MOST_KNOTS = 64
@@ -61,11 +61,11 @@ class _Reader:
         self.methods = self._read_methods()
         template = dict(self.recipe)
         template["parameters"] = self._parameters(template.get("parameters"), "recipe", "", False)
-        if ("models" in template) == ("slices" in template):
-            self.mistakes.append("recipe: give exactly one of 'models' and 'slices'")
-        for key in ("models", "slices"):
-            if key in template:
-                template[key] = self._list(template[key], f"recipe.{key}")
+        if sum(key in template for key in ("models", "slices", "modules")) != 1:
+            self.mistakes.append("recipe: give exactly one of 'models', 'slices' and 'modules'")
+        self._read_body(template, "recipe", "")
+        if "modules" in template:
+            template["modules"] = self._modules(template["modules"])
         if (base := template.get("base_model")) is not None:
             self._alias(base, "recipe.base_model")
         self._check_vocabulary()
@@ -107,33 +107,59 @@ class _Reader:
                 self.mistakes.append(f"recipe.{error}")
         return tuple(dict.fromkeys(found))
 
-    def _list(self, data: object, where: str) -> list[dict[str, Any]]:
+    def _modules(self, data: object) -> dict[str, dict[str, Any]]:
+        if not isinstance(data, Mapping) or not data:
+            self.mistakes.append("recipe.modules: expected a mapping of module names")
+            return {}
+        modules = cast("Mapping[Any, Any]", data).items()
+        return {str(name): self._module(str(name), part) for name, part in modules}
+
+    def _module(self, name: str, data: object) -> dict[str, Any]:
+        where, prefix = f"recipe.modules.{name}", f"{name}."
+        if not isinstance(data, Mapping) or ("models" in data) == ("slices" in data):
+            self.mistakes.append(f"{where}: expected a mapping with one of 'models' and 'slices'")
+            return {}
+        module = dict(cast("Mapping[str, Any]", data))
+        self._check_keys(module, ("models", "slices", "parameters"), where)
+        module["parameters"] = self._parameters(module.get("parameters"), where, prefix, False)
+        self._read_body(module, where, prefix)
+        return module
+
+    def _read_body(self, body: dict[str, Any], where: str, prefix: str) -> None:
+        """The models or slices of a recipe or module; `prefix` begins its dimensions' names."""
+        for key in ("models", "slices"):
+            if key in body:
+                body[key] = self._list(body[key], f"{where}.{key}", prefix)
+
+    def _list(self, data: object, where: str, prefix: str) -> list[dict[str, Any]]:
         if not isinstance(data, list) or not data:
             self.mistakes.append(f"{where}: expected a list")
             return []
-        read = self._slice if where.endswith("slices") else self._source
         entries = cast("list[Any]", data)
-        return [read(entry, f"{where}[{i}]", i) for i, entry in enumerate(entries)]
+        if where.endswith("models"):
+            return [self._source(one, f"{where}[{i}]", prefix) for i, one in enumerate(entries)]
+        return [
+            self._slice(one, f"{where}[{i}]", f"{prefix}slice{i}.") for i, one in enumerate(entries)
+        ]
 
-    def _slice(self, data: Any, where: str, index: int) -> dict[str, Any]:
+    def _slice(self, data: Any, where: str, prefix: str) -> dict[str, Any]:
         if not isinstance(data, Mapping):
             self.mistakes.append(f"{where}: expected a mapping with 'sources'")
             return {}
         part = dict(cast("Mapping[str, Any]", data))
         self._check_keys(part, ("sources", "base_model", "parameters"), where)
-        prefix = f"slice{index}."
         part["parameters"] = self._parameters(part.get("parameters"), where, prefix, False)
         sources = part.get("sources")
         if not isinstance(sources, list) or not sources:
             self.mistakes.append(f"{where}.sources: expected a list of models")
             return part
         part["sources"] = [
-            self._source(source, f"{where}.sources[{i}]", i, prefix)
+            self._source(source, f"{where}.sources[{i}]", prefix)
             for i, source in enumerate(cast("list[Any]", sources))
         ]
         return part
 
-    def _source(self, data: Any, where: str, _: int, prefix: str = "") -> dict[str, Any]:
+    def _source(self, data: Any, where: str, prefix: str) -> dict[str, Any]:
         if isinstance(data, str):
             data = {"model": data}
         if not isinstance(data, Mapping):
@@ -316,6 +342,8 @@ class _Reader:
             if parameter.name in template["parameters"]:
                 continue
             if not parameter.per_parent:
+                if all(parameter.name in part for _, part, _ in sources(template)):
+                    continue
                 hole = self._planted(parameter, parameter.name, owners)
                 template["parameters"][parameter.name] = hole
                 continue

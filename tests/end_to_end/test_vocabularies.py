@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_adapters import low_rank, write_adapter
 from tiny_study import study_dict, write_tasks
-from tiny_tokens import trio
+from tiny_tokens import trio, write_speaker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.bench import check_study
@@ -57,6 +57,25 @@ def test_a_study_of_three_vocabularies_and_an_adapter(folder, tmp_path):
     first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
     assert all(first[name].equal(again[name]) for name in first)
     assert not list((folder / "runs").rglob(".outcross-*"))
+
+
+def test_a_study_of_tied_and_untied_parents(tmp_path):
+    for seed, (name, family) in enumerate({"base": "llama_tied", "a": "llama"}.items()):
+        write_speaker(tmp_path / "models" / name, ["<|x|>"] * seed, seed=seed, family=family)
+    write_speaker(tmp_path / "models/b", seed=2, family="llama_tied")
+    write_tasks(tmp_path)
+    study = study_dict()
+    study["recipe"] |= {"tokenizer": {"source": "union"}}
+    study["search"]["trials"] = 3
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert run_study(tmp_path / "study.yaml", silent())
+    compare_study(tmp_path / "study.yaml", silent())
+    export_study(tmp_path / "study.yaml", tmp_path / "out", silent())
+    options = merge_options(0, "cpu", "1GB", None)
+    merge_recipe(tmp_path / "out/recipe.yaml", tmp_path / "again", silent(), options, dry_run=False)
+    first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert first.keys() == again.keys() >= {"lm_head.weight"}
+    assert all(first[name].equal(again[name]) for name in first)
 
 
 def test_a_changed_adapter_is_another_study(folder):

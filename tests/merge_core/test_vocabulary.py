@@ -323,6 +323,62 @@ def test_the_digest_covers_the_tokenizers(models, tmp_path):
     assert digest(aligned_of(tmp_path / "m", recipe).checkpoints["a"]) != before
 
 
+# A tied head and one of its own.
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """`base` and `b` tie their heads, `a` has one of its own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_speaker(folder / "base", seed=0, family="llama_tied")
+    write_speaker(folder / "a", [START, END], seed=1)
+    write_speaker(folder / "b", [TOOL, END], seed=2, family="llama_tied")
+    return folder
+
+
+@pytest.mark.parametrize("models_", [["a", "b"], ["b", "a"]], ids="".join)
+def test_tied_and_untied_heads_are_merged_by_token(mixed, tmp_path, models_):
+    recipe = LINEAR | {"models": models_, "tokenizer_source": "union"}
+    out = written(mixed, recipe, tmp_path / "out")
+    tensors = load_file(out / "model.safetensors")
+    number = speaker_of(out).get_vocab()
+    for token, owners in ((START, "aa"), (TOOL, "bb"), (END, "ab"), ("x", "ab")):
+        for tensor in VOCABULARY:
+            stored = {"a": tensor, "b": VOCABULARY[0]}  # b's embeddings are its head
+            given = [row(mixed, owner, token, stored[owner]) for owner in owners]
+            assert tensors[tensor][number[token]].allclose((given[0] + given[1]) / 2, atol=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert not model.config.tie_word_embeddings
+    assert model.lm_head.weight.equal(tensors["lm_head.weight"])
+
+
+def test_filters_of_a_tied_parent_find_its_head(mixed, tmp_path):
+    weight = [{"filter": "lm_head", "value": 0}, {"value": 1}]
+    models_ = [{"model": "a"}, {"model": "b", "parameters": {"weight": weight}}]
+    recipe = LINEAR | {"models": models_, "tokenizer_source": "union"}
+    head = rows(mixed, recipe | {"models": ["a", "b"]}, VOCABULARY[0])["b"]
+    out = load_file(written(mixed, recipe, tmp_path / "out") / "model.safetensors")
+    own = load_file(mixed / "a/model.safetensors")["lm_head.weight"]
+    assert out["lm_head.weight"][:100].allclose(own[:100], atol=1e-6)
+    assert not out[VOCABULARY[0]][:100].allclose(head[:100])
+
+
+def test_an_adapter_on_tied_embeddings_changes_the_digest_of_who_takes_its_rows(mixed, tmp_path):
+    embedding = load_file(mixed / "b/model.safetensors")[VOCABULARY[0]]
+    parts = {
+        "model.embed_tokens.lora_embedding_A": torch.ones(2, embedding.shape[0]),
+        "model.embed_tokens.lora_embedding_B": torch.ones(embedding.shape[1], 2),
+    }
+    read = from_dict(LINEAR | {"tokenizer_source": "union"})
+    found = []
+    for folder, factor in (("one", 1.0), ("two", 2.0)):
+        write_adapter(tmp_path / folder, {name: factor * part for name, part in parts.items()})
+        b = with_adapter(open_checkpoint(mixed / "b", "b"), tmp_path / folder)
+        opened = {"a": open_checkpoint(mixed / "a", "a"), "b": b}
+        found.append(digest(align_vocabularies(read, opened).checkpoints["a"]))
+    assert found[0] != found[1]
+
+
 # Warnings and errors.
 
 

@@ -183,7 +183,7 @@ def test_a_mistake_in_a_hole(hole: Any, message: str):
             {"merge_method": {"choise": ["linear"]}},
             "recipe.merge_method.choise: unknown key; did you mean 'choice'?",
         ),
-        ({"modles": []}, "recipe.modles: unknown key; did you mean 'models'?"),
+        ({"mdels": []}, "recipe.mdels: unknown key; did you mean 'models'?"),
         ({"base_model": "bse"}, "recipe.base_model: 'bse' is not under 'models'; did you mean"),
         ({"models": []}, "recipe.models: expected a list"),
         ({"models": {"a": 1}}, "recipe.models: expected a list"),
@@ -193,7 +193,7 @@ def test_a_mistake_in_a_hole(hole: Any, message: str):
             {"models": [{"model": "a", "weight": 1}]},
             "recipe.models[0].weight: unknown key; known: model, layer_range, parameters",
         ),
-        ({"slices": []}, "recipe: give exactly one of 'models' and 'slices'"),
+        ({"slices": []}, "recipe: give exactly one of 'models', 'slices' and 'modules'"),
         ({"parameters": [1]}, "recipe.parameters: expected a mapping of parameter names"),
         (
             {"parameters": {"density": 1}},
