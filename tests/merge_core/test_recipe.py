@@ -133,6 +133,19 @@ def test_modules_round_trip():
     assert recipe.renamed({"c": "x", "a": "y"}).models == ("y", "b", "x")
 
 
+def test_modules_with_a_tokenizer_round_trip():
+    block = {"source": "union", "tokens": {"<x>": {"source": "d"}}}
+    written = {key: value for key, value in MODULES.items() if key != "base_model"}
+    recipe = from_dict(written | {"tokenizer": block, "compat": "mergekit"})
+    assert from_dict(to_dict(recipe)) == recipe
+    assert recipe.references == ("a", "b", "c", "d")
+    assert recipe.donor == "a"
+    assert recipe.renamed({"d": "x", "a": "y"}).references == ("y", "b", "c", "x")
+    assert recipe.renamed({"a": "y"}).donor == "y"
+    other = dataclasses.replace(recipe, modules=recipe.modules[:1])
+    assert len({recipe.fingerprint, from_dict(written).fingerprint, other.fingerprint}) == 3
+
+
 def test_models_are_listed_once_the_base_last():
     assert from_dict(MODELS).models == ("a", "b", "base")
     assert from_dict(SLICES).models == ("a", "b")
