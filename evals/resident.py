@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from evals.errors import EvaluationError
+from evals.packing import unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +79,26 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
     """Pair checkpoint names with a model's tensors, one name per storage.
 
     transformers renames some tensors when it loads them (a prefix is missing, `embed_out` is now
-    `lm_head`); its own rules are asked.
+    `lm_head`) and packs others (the experts of a layer); its own rules are asked.
 
     Raises:
-        EvaluationError: If the two don't cover each other, or the family packs several stored
-            tensors into one.
+        EvaluationError: If the two don't cover each other, or a packing can't be written in place.
     """
     tensors: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
-    # Causal masks that old checkpoints store as buffers, for one.
-    ignored: list[str] = list(model._keys_to_ignore_on_load_unexpected or ())  # pyright: ignore
     slots: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
-    for name, place in _places(model, names, tensors):
-        if (tensor := tensors.get(place)) is None:
-            if any(re.search(pattern, name) for pattern in ignored):
-                continue
-            raise EvaluationError(
-                f"tensor '{name}' of the checkpoint has no place in {type(model).__name__}; "
-                "this family stores its weights in another form than it uses, which isn't "
-                "supported yet"
-            )
-        if tensor.data_ptr() not in taken:
+    packed: dict[str, list[_Place]] = {}
+    for place in _places(model, names, tensors):
+        if (tensor := tensors.get(place.live)) is None:
+            _check_ignored(model, place.stored)
+        elif place.rule is not None:
+            packed.setdefault(place.live, []).append(place)
+        elif tensor.data_ptr() not in taken:
             taken.add(tensor.data_ptr())
-            slots[name] = tensor.data
+            slots[place.stored] = tensor.data
+    for live, places in packed.items():
+        taken.add(tensors[live].data_ptr())
+        slots |= _unpack(tensors[live].data, places)
     missing = [name for name, tensor in tensors.items() if tensor.data_ptr() not in taken]
     if missing:
         raise EvaluationError(
@@ -110,18 +108,50 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
     return slots
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A checkpoint's tensor, where transformers puts it, and by which rule if it packs it."""
+
+    stored: str
+    live: str
+    pattern: str
+    rule: loading.WeightConverter | None
+
+
 def _places(
     model: PreTrainedModel, names: Iterable[str], tensors: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[_Place]:
     """Each checkpoint name with the name under which transformers would load it."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, loading.WeightRenaming)]
     packings = [rule for rule in rules if isinstance(rule, loading.WeightConverter)]
+    by_pattern = {pattern: rule for rule in packings for pattern in rule.source_patterns}
+    live = dict(tensors)
     for name in names:
-        place, packed = loading.rename_source_key(  # pyright: ignore[reportUnknownMemberType]
-            name, renamings, packings, model.base_model_prefix, dict(tensors)
+        place, pattern = loading.rename_source_key(  # pyright: ignore[reportUnknownMemberType]
+            name, renamings, packings, model.base_model_prefix, live
         )
-        yield name, "" if packed else place
+        yield _Place(name, place, pattern or "", by_pattern[pattern] if pattern else None)
+
+
+def _unpack(tensor: torch.Tensor, places: list[_Place]) -> dict[str, torch.Tensor]:
+    names: dict[str, list[str]] = {}
+    for place in places:
+        names.setdefault(place.pattern, []).append(place.stored)
+    assert places[0].rule is not None
+    return unpack(tensor, places[0].rule, names)
+
+
+def _check_ignored(model: PreTrainedModel, name: str) -> None:
+    """A tensor without a place is an error unless transformers leaves it out too."""
+    # Causal masks that old checkpoints store as buffers, for one.
+    ignored: list[str] = list(model._keys_to_ignore_on_load_unexpected or ())  # pyright: ignore
+    if not any(re.search(pattern, name) for pattern in ignored):
+        raise EvaluationError(
+            f"tensor '{name}' of the checkpoint has no place in {type(model).__name__}; "
+            "this family stores its weights in another form than it uses, which isn't "
+            "supported yet"
+        )
 
 
 def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -129,7 +159,8 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     if family not in CONFIG_MAPPING:
         own = "; it brings code of its own, which is never run" if "auto_map" in config else ""
         raise EvaluationError(f"{folder}: transformers knows no model_type '{family}'{own}")
-    clean = {key: value for key, value in config.items() if key != "quantization_config"}
+    # A copy to the bottom: configuration classes change nested values in place.
+    clean = {key: _decoded(value) for key, value in config.items() if key != "quantization_config"}
     try:
         parsed = CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
         with no_init_weights():  # a 7B model takes a minute to fill with numbers nobody reads
@@ -139,3 +170,15 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     model = cast("PreTrainedModel", model)
     model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
     return model
+
+
+def _decoded(value: object) -> object:
+    """A copy, its infinities read: they are written as `{"__float__": "Infinity"}`."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, object]", value)
+        if "__float__" in entries:
+            return float(str(entries["__float__"]))
+        return {key: _decoded(entry) for key, entry in entries.items()}
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in cast("list[object]", value)]
+    return value

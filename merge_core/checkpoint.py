@@ -7,15 +7,15 @@ are refused by name.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import safe_open
 
 from merge_core.errors import CheckpointError
-from merge_core.naming import Layout, find_layout
+from merge_core.naming import Layout, find_layout, role
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -48,7 +48,32 @@ class TensorSpec:
         return int(torch.Size(self.shape).numel())
 
 
-@dataclass(frozen=True, slots=True)
+class Reader(Protocol):
+    """Gives tensors to a derivation; see `merge_core.parents.Parents`."""
+
+    def stored(self, path: Path, name: str) -> torch.Tensor:
+        """A tensor of a safetensors file, on the CPU; never write to it."""
+        ...
+
+    def of(self, checkpoint: "Checkpoint", name: str) -> torch.Tensor:
+        """A tensor of a checkpoint, stored or derived, on the CPU; never write to it."""
+        ...
+
+
+class Derivation(Protocol):
+    """How one tensor that no file holds is made. Its shape and dtype stand in its TensorSpec."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it depends on beside the checkpoint's own files; for the digest."""
+        ...
+
+    def build(self, reader: Reader) -> torch.Tensor:
+        """The tensor, on the CPU, in the shape and dtype that its TensorSpec promises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # what is derived from one is kept by identity
 class Checkpoint:
     """A model folder as a parent of a merge.
 
@@ -59,6 +84,9 @@ class Checkpoint:
         tensors: Its stored tensors by name, in name order.
         layout: How its layers are numbered.
         layers: Tensor names by layer; None holds those outside the layers.
+        derived: How tensors that no file holds are made, by name; each has its spec in `tensors`.
+        companions: What stands beside the weights (a path is copied, a text is written), by name;
+            None means what is found in the folder.
     """
 
     name: str
@@ -67,6 +95,8 @@ class Checkpoint:
     tensors: Mapping[str, TensorSpec]
     layout: Layout
     layers: Mapping[int | None, tuple[str, ...]]
+    derived: Mapping[str, Derivation] = field(default_factory=dict[str, Derivation])
+    companions: Mapping[str, Path | str] | None = None
 
     @property
     def bytes(self) -> int:
@@ -75,8 +105,12 @@ class Checkpoint:
 
     @property
     def ties_embeddings(self) -> bool:
-        """Whether the head is the embedding matrix."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        """Whether the head is the embedding matrix; where nothing is stated, the weights tell."""
+        text = cast("Mapping[str, Any]", self.config.get("text_config") or {})
+        stated = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+        outer = self.layers[None]
+        own = any(role(name) == "head" and name.endswith("weight") for name in outer)
+        return bool(stated) if stated is not None else not own
 
 
 def open_checkpoint(folder: Path, name: str) -> Checkpoint:
@@ -91,24 +125,40 @@ def open_checkpoint(folder: Path, name: str) -> Checkpoint:
     """
     where = f"model '{name}' ({folder})"
     config = read_config(folder, where)
-    specs = _read_headers(folder, where)
+    return assemble(name, folder, config, _read_headers(folder, where), where)
+
+
+def assemble(
+    name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    where: str,
+    companions: Mapping[str, Path | str] | None = None,
+) -> Checkpoint:
+    """A checkpoint from what is known of it; its files need not be written yet.
+
+    Raises:
+        CheckpointError: If its layers can't be told from its tensors' names.
+    """
     layout = find_layout(specs, config, where)
     layers: dict[int | None, list[str]] = {None: []}
     for tensor in specs:
         layers.setdefault(layout.layer(tensor), []).append(tensor)
     by_layer = {layer: tuple(names) for layer, names in layers.items()}
-    return Checkpoint(name, folder, config, specs, layout, by_layer)
+    return Checkpoint(name, folder, config, specs, layout, by_layer, companions=companions)
 
 
 def digest(checkpoint: Checkpoint) -> str:
-    """sha256 over the configuration and every weight file, in file-name order.
+    """sha256 over the configuration, every weight file and what derived tensors depend on.
 
     Reading the files whole also brings them into the page cache, where the merge wants them.
     """
     seen = hashlib.sha256()
-    files = sorted({spec.file for spec in checkpoint.tensors.values()} | {"config.json"})
-    for file in files:
-        with (checkpoint.folder / file).open("rb") as handle:
+    own = sorted({spec.file for spec in checkpoint.tensors.values()} | {"config.json"})
+    more = [file for _, made in sorted(checkpoint.derived.items()) for file in made.files]
+    for file in dict.fromkeys([*(checkpoint.folder / name for name in own), *more]):
+        with file.open("rb") as handle:
             seen.update(hashlib.file_digest(handle, "sha256").digest())
     return seen.hexdigest()
 
@@ -132,16 +182,40 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
+def read_header(path: Path, where: str) -> dict[str, TensorSpec]:
+    """Names, shapes and dtypes of one safetensors file, in name order.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or has a dtype that can't be merged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{where}: {path.name} is missing; copy the model again")
+    try:
+        with safe_open(path, framework="pt") as handle:  # pyright: ignore[reportUnknownVariableType]
+            names = sorted(handle.keys())  # pyright: ignore
+            return {name: _spec(handle, name, path, where) for name in names}  # pyright: ignore
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors raises a type of its own without a public name
+        raise CheckpointError(f"{where}: {path.name} is not readable: {error}") from None
+
+
 def _read_headers(folder: Path, where: str) -> dict[str, TensorSpec]:
     if not (folder / INDEX).is_file():
-        return _read_header(folder / _single_file(folder, where), where)
+        return read_header(folder / _single_file(folder, where), where)
     promised = _read_index(folder, where)
     specs: dict[str, TensorSpec] = {}
     for file in sorted(set(promised.values())):
-        specs |= _read_header(folder / file, where)
+        specs |= _read_listed(folder / file, where)
     if lost := sorted(promised.keys() - specs.keys()):
         raise CheckpointError(f"{where}: {INDEX} names tensor '{lost[0]}', which no file holds")
     return dict(sorted(specs.items()))
+
+
+def _read_listed(path: Path, where: str) -> dict[str, TensorSpec]:
+    if not path.is_file():
+        raise CheckpointError(f"{where}: {path.name} is named in {INDEX} but is missing")
+    return read_header(path, where)
 
 
 def _read_index(folder: Path, where: str) -> dict[str, str]:
@@ -170,19 +244,6 @@ def _single_file(folder: Path, where: str) -> str:
         else f"expected {SINGLE} or {INDEX}"
     )
     raise CheckpointError(f"{where}: no safetensors weights; {hint}")
-
-
-def _read_header(path: Path, where: str) -> dict[str, TensorSpec]:
-    if not path.is_file():
-        raise CheckpointError(f"{where}: {path.name} is named in {INDEX} but is missing")
-    try:
-        with safe_open(path, framework="pt") as handle:  # pyright: ignore[reportUnknownVariableType]
-            names = sorted(handle.keys())  # pyright: ignore
-            return {name: _spec(handle, name, path, where) for name in names}  # pyright: ignore
-    except CheckpointError:
-        raise
-    except Exception as error:  # safetensors raises a type of its own without a public name
-        raise CheckpointError(f"{where}: {path.name} is not readable: {error}") from None
 
 
 def _spec(handle: Any, name: str, path: Path, where: str) -> TensorSpec:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +11,8 @@ from typing import BinaryIO
 import torch
 
 from merge_core.apply import run_steps
-from merge_core.checkpoint import DTYPES, INDEX, SINGLE
+from merge_core.checkpoint import DTYPES, INDEX, SINGLE, open_checkpoint
+from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry
 from merge_core.parents import Parents
@@ -19,18 +20,6 @@ from merge_core.plan import MergePlan, MergeStep
 
 SHARD_BYTES = 5_000_000_000
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-# What a model folder needs beside weights and configuration; anything else (cards, licences,
-# training state, code) speaks of the parent, not of the merge.
-_COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "generation_config.json",
-    "chat_template*",
-)
 
 
 def write_model(
@@ -38,6 +27,7 @@ def write_model(
     parents: Parents,
     folder: Path,
     *,
+    files: Mapping[str, Companion] | None = None,
     extra: dict[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -51,12 +41,14 @@ def write_model(
         plan: What to merge.
         parents: The opened parents, on any device.
         folder: Where to write; must not exist or be empty.
+        files: What stands beside the weights (tokenizer, generation settings); default the donor's.
         extra: Text files to put beside the model, by name.
         progress: Called with each tensor's name.
         shard_bytes: Largest size of a weight file.
 
     Raises:
-        MergeError: If the folder is not empty; nothing is written then.
+        MergeError: If the folder is not empty, or if what was written is not what was planned;
+            nothing is left there then.
     """
     with new_folder(folder) as draft:
         shards = list(_shards(plan.steps, shard_bytes))
@@ -66,9 +58,39 @@ def write_model(
         if len(shards) > 1:
             _write_index(draft, shards)
         (draft / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
-        _copy_companions(parents.checkpoints[plan.donor].folder, draft)
+        donor = parents.checkpoints[plan.donor]
+        write_companions(companions(donor) if files is None else files, draft)
         for name, text in (extra or {}).items():
             (draft / name).write_text(text, "utf-8")
+        verify(draft, plan)
+
+
+def verify(folder: Path, plan: MergePlan) -> None:
+    """Reopen what was written: every tensor of the plan is there, with its shape and dtype.
+
+    Raises:
+        MergeError: If not; a disk that lies about a full write is one cause.
+    """
+    written = open_checkpoint(folder, "written").tensors
+    for step in plan.steps:
+        spec = written.get(step.out)
+        if spec is None or (spec.shape, spec.dtype) != (step.shape, step.dtype):
+            raise MergeError(
+                f"tensor '{step.out}' was to be written as {step.shape} {step.dtype}, but the file "
+                f"holds {f'{spec.shape} {spec.dtype}' if spec else 'none'}; merge again"
+            )
+    if extra := written.keys() - {step.out for step in plan.steps}:
+        raise MergeError(f"tensor '{min(extra)}' was written but not planned; merge again")
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        MergeError: If the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MergeError(f"{folder} is not empty; give a new folder")
 
 
 @contextmanager
@@ -78,8 +100,7 @@ def new_folder(folder: Path) -> Generator[Path]:
     Raises:
         MergeError: If the folder exists and is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MergeError(f"{folder} is not empty; give a new folder")
+    check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -154,10 +175,3 @@ def _write_index(folder: Path, shards: list[list[MergeStep]]) -> None:
     total = sum(_bytes(step) for steps in shards for step in steps)
     index = {"metadata": {"total_size": total}, "weight_map": files}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-
-
-def _copy_companions(source: Path, target: Path) -> None:
-    for pattern in _COMPANIONS:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)

@@ -1,17 +1,21 @@
 """The recipe: what a person could write by hand, in mergekit's dictionary form, frozen.
 
-Reads and writes the `models` and `slices` forms of mergekit 0.1.5. Unknown keys are errors.
+Reads and writes the `models`, `slices` and `modules` forms of mergekit 0.1.5. Unknown keys are
+errors.
 """
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from merge_core.chat_templates import read_chat_template
 from merge_core.errors import RecipeError
+from merge_core.keys import check_keys, read_model
+from merge_core.keys import nearest as nearest  # its old home
+from merge_core.token_sources import TokenizerBlock, read_tokenizer, tokenizer_dict
 
 Scalar = bool | int | float | str
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
@@ -20,11 +24,15 @@ _RECIPE_KEYS = (
     "base_model",
     "models",
     "slices",
+    "modules",
     "parameters",
     "dtype",
     "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "compat",
 )
-_LATER_KEYS = ("modules", "tokenizer_source", "tokenizer", "chat_template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +69,30 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Module:
+    """One stack of a model of several (encoder, decoder, vision tower) and how it is merged."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    parameters: Parameters = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A whole merge: method, parents, parameters.
 
     Attributes:
         method: Name of the merge method.
-        slices: Output layers from bottom to top; one slice of all layers for `models` recipes.
+        slices: Output layers from bottom to top; one slice of all layers for `models` recipes;
+            none where `modules` says it stack by stack.
         base: Alias of the base model.
         parameters: Settings that hold unless a slice or source says otherwise.
         dtype: Inputs are rounded to it before any arithmetic.
         out_dtype: What is stored; default `dtype`, else the inputs' own.
+        tokenizer: Which vocabulary the output has; None: all parents' must be one already.
+        chat_template: `auto`, a known name or a Jinja template; None: the donor's.
+        compat: Whether to compute as mergekit does where the two differ.
+        modules: The stacks of a model of several, each with slices of its own.
     """
 
     method: str
@@ -79,15 +101,36 @@ class Recipe:
     parameters: Parameters = ()
     dtype: str | None = None
     out_dtype: str | None = None
+    tokenizer: TokenizerBlock | None = None
+    chat_template: str | None = None
+    compat: bool = False
+    modules: tuple[Module, ...] = ()
+
+    @property
+    def every_slice(self) -> tuple[Slice, ...]:
+        """The slices of the recipe, or else of all its modules."""
+        return self.slices or tuple(part for module in self.modules for part in module.slices)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Aliases of all parents in order of appearance, the base last if it is not listed."""
-        listed = [source.model for part in self.slices for source in part.sources]
-        bases = [part.base for part in self.slices if part.base] + (
+        listed = [source.model for part in self.every_slice for source in part.sources]
+        bases = [part.base for part in self.every_slice if part.base] + (
             [self.base] if self.base else []
         )
         return tuple(dict.fromkeys(listed + bases))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All models that it names: the parents, and those that only its tokenizer names."""
+        named = self.tokenizer.models if self.tokenizer else ()
+        return tuple(dict.fromkeys([*self.models, *named]))
+
+    @property
+    def donor(self) -> str:
+        """The parent that gives configuration and tokenizer: the base, or else the first one."""
+        first = self.every_slice[0]
+        return self.base or first.base or first.sources[0].model
 
     @property
     def fingerprint(self) -> str:
@@ -97,19 +140,21 @@ class Recipe:
 
     def renamed(self, names: Mapping[str, str]) -> "Recipe":
         """The same recipe with other aliases or paths for its parents."""
-        slices = tuple(
-            Slice(
-                tuple(
-                    Source(names.get(s.model, s.model), s.layers, s.parameters)
-                    for s in part.sources
-                ),
-                names.get(part.base, part.base) if part.base else None,
-                part.parameters,
-            )
-            for part in self.slices
+
+        def name(model: str) -> str:
+            return names.get(model, model)
+
+        modules = tuple(
+            replace(module, slices=tuple(_renamed(part, name) for part in module.slices))
+            for module in self.modules
         )
-        base = names.get(self.base, self.base) if self.base else None
-        return Recipe(self.method, slices, base, self.parameters, self.dtype, self.out_dtype)
+        return replace(
+            self,
+            slices=tuple(_renamed(part, name) for part in self.slices),
+            modules=modules,
+            base=name(self.base) if self.base else None,
+            tokenizer=self.tokenizer.renamed(name) if self.tokenizer else None,
+        )
 
 
 def from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -118,40 +163,41 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: For an unknown or missing key or a value of the wrong kind.
     """
-    _check_keys(data, _RECIPE_KEYS, "recipe")
+    check_keys(data, _RECIPE_KEYS, "recipe")
     method = data.get("merge_method")
     if not isinstance(method, str):
         raise RecipeError("recipe: merge_method is missing; name one, such as 'linear'")
-    if ("models" in data) == ("slices" in data):
-        raise RecipeError("recipe: give exactly one of 'models' and 'slices'")
-    slices = (
-        (Slice(_sources(data["models"], "models", ranged=False)),)
-        if "models" in data
-        else _slices(data["slices"])
-    )
+    if sum(key in data for key in ("models", "slices", "modules")) != 1:
+        raise RecipeError("recipe: give exactly one of 'models', 'slices' and 'modules'")
     return Recipe(
         method,
-        slices,
-        _text(data, "base_model", "recipe"),
+        () if "modules" in data else _body(data, ""),
+        _model(data, "base_model", "recipe"),
         read_parameters(data.get("parameters"), "parameters"),
         _dtype(data, "dtype"),
         _dtype(data, "out_dtype"),
+        read_tokenizer(data),
+        read_chat_template(data.get("chat_template")),
+        _compat(data.get("compat")),
+        _modules(data["modules"]) if "modules" in data else (),
     )
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Write a recipe in mergekit's dictionary form; the inverse of `from_dict`."""
-    whole = len(recipe.slices) == 1 and all(s.layers is None for s in recipe.slices[0].sources)
-    body: dict[str, Any] = (
-        {"models": [_source_dict(source) for source in recipe.slices[0].sources]}
-        if whole and recipe.slices[0].base is None and not recipe.slices[0].parameters
-        else {"slices": [_slice_dict(part) for part in recipe.slices]}
+    body = (
+        {"modules": {module.name: _module_dict(module) for module in recipe.modules}}
+        if recipe.modules
+        else _body_dict(recipe.slices)
     )
     head = {"merge_method": recipe.method, "base_model": recipe.base}
     tail = {
         "parameters": _parameters_dict(recipe.parameters),
         "dtype": recipe.dtype,
         "out_dtype": recipe.out_dtype,
+        "tokenizer": tokenizer_dict(recipe.tokenizer),
+        "chat_template": recipe.chat_template,
+        "compat": "mergekit" if recipe.compat else None,
     }
     return {key: value for key, value in (head | body | tail).items() if value}
 
@@ -170,13 +216,6 @@ def read_parameters(data: object, where: str) -> Parameters:
     return tuple(sorted((str(name), _settings(value, f"{where}.{name}")) for name, value in items))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the closest known one, or all of them."""
-    known = tuple(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-
-
 def _settings(value: object, where: str) -> tuple[Setting, ...]:
     if isinstance(value, list):
         entries = cast("list[object]", value)
@@ -192,7 +231,7 @@ def _settings(value: object, where: str) -> tuple[Setting, ...]:
 
 def _setting(data: object, where: str) -> Setting:
     entry = cast("Mapping[str, object]", data)
-    _check_keys(entry, ("value", "filter"), where)
+    check_keys(entry, ("value", "filter"), where)
     if "value" not in entry:
         raise RecipeError(f"{where}: a filtered entry needs a 'value'")
     value, name = entry["value"], entry.get("filter")
@@ -219,20 +258,45 @@ def _scalar(value: object, where: str) -> Scalar:
     raise RecipeError(f"{where}: expected a number, a boolean or a word, got {value!r}")
 
 
-def _slices(data: object) -> tuple[Slice, ...]:
+def _body(data: Mapping[str, Any], where: str) -> tuple[Slice, ...]:
+    """The slices of a recipe or module that gives `models` or `slices`."""
+    if "models" in data:
+        return (Slice(_sources(data["models"], f"{where}models", ranged=False)),)
+    return _slices(data["slices"], f"{where}slices")
+
+
+def _modules(data: object) -> tuple[Module, ...]:
+    if not isinstance(data, Mapping) or not data:
+        raise RecipeError("modules: expected a mapping of module names")
+    return tuple(
+        _module(str(name), part) for name, part in cast("Mapping[str, object]", data).items()
+    )
+
+
+def _module(name: str, data: object) -> Module:
+    where = f"modules.{name}"
+    if not isinstance(data, Mapping) or ("models" in data) == ("slices" in data):
+        raise RecipeError(f"{where}: expected a mapping with one of 'models' and 'slices'")
+    part = cast("Mapping[str, Any]", data)
+    check_keys(part, ("models", "slices", "parameters"), where)
+    slices = _body(part, f"{where}.")
+    return Module(name, slices, read_parameters(part.get("parameters"), f"{where}.parameters"))
+
+
+def _slices(data: object, where: str) -> tuple[Slice, ...]:
     if not isinstance(data, list) or not data:
-        raise RecipeError("slices: expected a list of slices")
-    return tuple(_slice(part, f"slices[{i}]") for i, part in enumerate(cast("list[object]", data)))
+        raise RecipeError(f"{where}: expected a list of slices")
+    return tuple(_slice(part, f"{where}[{i}]") for i, part in enumerate(cast("list[object]", data)))
 
 
 def _slice(data: object, where: str) -> Slice:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with 'sources'")
     part = cast("Mapping[str, Any]", data)
-    _check_keys(part, ("sources", "base_model", "parameters"), where)
+    check_keys(part, ("sources", "base_model", "parameters"), where)
     return Slice(
         _sources(part.get("sources"), f"{where}.sources", ranged=True),
-        _text(part, "base_model", where),
+        _model(part, "base_model", where),
         read_parameters(part.get("parameters"), f"{where}.parameters"),
     )
 
@@ -250,8 +314,8 @@ def _source(data: object, where: str, ranged: bool) -> Source:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with 'model'")
     entry = cast("Mapping[str, Any]", data)
-    _check_keys(entry, ("model", "parameters", *(("layer_range",) if ranged else ())), where)
-    model = _text(entry, "model", where)
+    check_keys(entry, ("model", "parameters", *(("layer_range",) if ranged else ())), where)
+    model = _model(entry, "model", where)
     if model is None:
         raise RecipeError(f"{where}: 'model' is missing")
     layers = _layer_range(entry.get("layer_range"), where) if ranged else None
@@ -261,12 +325,23 @@ def _source(data: object, where: str, ranged: bool) -> Source:
 def _layer_range(value: object, where: str) -> tuple[int, int]:
     pair = cast("list[object]", value) if isinstance(value, list) else []
     match pair:
-        case [int(start), int(end)] if 0 <= start < end:
+        case [int(start), int(end)] if 0 <= start <= end:  # [8, 8] gives embeddings or head only
             return (start, end)
         case _:
             raise RecipeError(
-                f"{where}.layer_range: expected [first, end) with 0 <= first < end, got {value!r}"
+                f"{where}.layer_range: expected [first, end) with 0 <= first <= end, got {value!r}"
             )
+
+
+def _model(data: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = data.get(key)
+    return None if value is None else read_model(value, f"{where}.{key}")
+
+
+def _compat(value: object) -> bool:
+    if value in (None, "mergekit"):
+        return value is not None
+    raise RecipeError(f"recipe.compat: expected 'mergekit' or no such key, got {value!r}")
 
 
 def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -283,12 +358,22 @@ def _dtype(data: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in data:
-        if key in _LATER_KEYS and where == "recipe":
-            raise RecipeError(f"{where}: '{key}' can't be merged yet; leave it out")
-        if key not in known:
-            raise RecipeError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
+def _renamed(part: Slice, name: Callable[[str], str]) -> Slice:
+    sources = tuple(replace(source, model=name(source.model)) for source in part.sources)
+    return replace(part, sources=sources, base=name(part.base) if part.base else None)
+
+
+def _body_dict(slices: tuple[Slice, ...]) -> dict[str, Any]:
+    first = slices[0]
+    whole = len(slices) == 1 and all(source.layers is None for source in first.sources)
+    if whole and first.base is None and not first.parameters:
+        return {"models": [_source_dict(source) for source in first.sources]}
+    return {"slices": [_slice_dict(part) for part in slices]}
+
+
+def _module_dict(module: Module) -> dict[str, Any]:
+    more = {"parameters": _parameters_dict(module.parameters)} if module.parameters else {}
+    return _body_dict(module.slices) | more
 
 
 def _source_dict(source: Source) -> dict[str, Any]:

@@ -10,7 +10,8 @@
     ) -> Combination: ...
 
 `PerParent` is one number for each parent, everything else one value for the tensor. A parameter
-without a default is required. A `Range` says where a search looks when the study does not.
+without a default is required. A `Range` says where a search looks when the study does not. A
+`Literal` of words is a parameter that is one of them.
 """
 
 import enum
@@ -33,11 +34,23 @@ class Base(enum.Enum):
 
     REQUIRED: task vectors are taken from it; it is no parent. ENDPOINT: it is required and is the
     first of the parents. INPUT: where given, it is a parent like the others, the last if unlisted.
+    OPTIONAL: it may be absent; where given, task vectors are taken from it and it is no parent.
     """
 
     REQUIRED = "required"
     ENDPOINT = "endpoint"
     INPUT = "input"
+    OPTIONAL = "optional"
+
+    @property
+    def needed(self) -> bool:
+        """Whether a recipe must name a base."""
+        return self in {Base.REQUIRED, Base.ENDPOINT}
+
+    @property
+    def apart(self) -> bool:
+        """Whether a base that is given is no parent."""
+        return self in {Base.REQUIRED, Base.OPTIONAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +71,17 @@ class Default:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a method, read from its signature."""
+    """One parameter of a method, read from its signature.
+
+    `choices` are the words that a `str` may be: `Literal["a", "b"]` in the signature.
+    """
 
     name: str
-    kind: type[float] | type[bool]
+    kind: type[float] | type[bool] | type[str]
     per_parent: bool
     default: Scalar | None
     range: Range | None
+    choices: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
@@ -155,4 +172,6 @@ def _read_parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
         default = parameter.default
     per_parent = kind == PerParent
     name = parameter.name.rstrip("_")  # lambda is a word of Python's
+    if get_origin(kind) is typing.Literal:
+        return Parameter(name, str, False, default, None, get_args(kind))
     return Parameter(name, bool if kind is bool else float, per_parent, default, span)

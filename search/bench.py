@@ -1,10 +1,13 @@
 """A study made ready: every check done, the parents open, the model resident, the items built."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,12 +16,16 @@ from evals.errors import EvaluationError
 from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
 from evals.items import Counts, Role
 from evals.resident import build_resident
+from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest
+from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
+from merge_core.heads import with_heads
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
+from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import StudyError
 from search.holes import build_space
@@ -35,7 +42,9 @@ class CheckedStudy:
         config: The file.
         folder: The folder that its paths are relative to.
         space: What is searched.
-        checkpoints: The opened parents by alias.
+        checkpoints: The opened parents by alias, their rows in the output's vocabulary.
+        files: What stands beside the output's weights: its tokenizer, for one.
+        warnings: What to know of the parents' vocabularies.
         tasks: The opened benchmarks.
         dtype: Of the resident model and of what is written.
         device: Where it runs.
@@ -45,6 +54,8 @@ class CheckedStudy:
     folder: Path
     space: SearchSpace
     checkpoints: Mapping[str, Checkpoint]
+    files: Mapping[str, Companion]
+    warnings: tuple[str, ...]
     tasks: tuple[OpenTask, ...]
     dtype: torch.dtype
     device: torch.device
@@ -53,6 +64,12 @@ class CheckedStudy:
     def storage(self) -> str:
         """Folder or URL of the storage."""
         return self.config.storage or f"runs/{self.config.name}"
+
+    @property
+    def scratch(self) -> Path | None:
+        """Where tensors are laid down that no file holds: a disk, which /tmp may not be."""
+        folder = self.folder / self.storage
+        return folder if "://" not in self.storage and folder.is_dir() else None
 
     @property
     def sampler(self) -> tuple[str, str]:
@@ -71,14 +88,7 @@ class CheckedStudy:
     def exact(self, recipe: Recipe) -> Recipe:
         """The recipe with the dtypes that make mergekit compute what we do."""
         name = str(self.dtype).removeprefix("torch.")
-        return Recipe(
-            recipe.method,
-            recipe.slices,
-            recipe.base,
-            recipe.parameters,
-            recipe.dtype or "float32",
-            recipe.out_dtype or name,
-        )
+        return replace(recipe, dtype=recipe.dtype or "float32", out_dtype=recipe.out_dtype or name)
 
 
 @dataclass(slots=True)
@@ -113,12 +123,18 @@ def check_study(path: Path) -> CheckedStudy:
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
     device = find_device(config.device, mistakes)
+    aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
-        mistakes += _misfits(config, space, checkpoints)
+        aligned = _aligned(space, checkpoints, mistakes)
+    if not mistakes:
+        mistakes += _misfits(config, space, aligned.checkpoints)
     if mistakes:
         raise StudyError(mistakes, str(path))
     dtype = _dtype(config.dtype, space, checkpoints)
-    return CheckedStudy(config, folder, space, checkpoints, tasks, dtype, device)
+    models, files = aligned.checkpoints, aligned.files
+    plan = compile_plan(space.decode(space.starts()[0]), models)
+    warnings = tuple(dict.fromkeys((*aligned.warnings, *plan.warnings)))
+    return CheckedStudy(config, folder, space, models, files, warnings, tasks, dtype, device)
 
 
 def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
@@ -128,7 +144,6 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         StudyError: If the model can't be built.
     """
     plan = study.plan(study.space.decode(study.space.starts()[0]))
-    donor = study.checkpoints[plan.donor].folder
     names = [step.out for step in plan.steps]
     evaluation = study.config.evaluation
     settings = Settings(
@@ -138,11 +153,12 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         evaluation.system_instruction,
     )
     try:
-        resident = build_resident(plan.config, donor, names, study.dtype, study.device)
+        with _tokenizer_folder(study, plan.donor) as folder:
+            resident = build_resident(plan.config, folder, names, study.dtype, study.device)
         harness = Harness(resident, study.tasks, roles, settings, study.config.items.seed)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
-    parents = Parents(study.checkpoints, study.device)
+    parents = Parents(study.checkpoints, study.device, study.scratch)
     return Bench(study, Workbench(parents, resident.slots), harness)
 
 
@@ -163,6 +179,36 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }
+
+
+def _aligned(
+    space: SearchSpace, checkpoints: Mapping[str, Checkpoint], mistakes: list[str]
+) -> Aligned:
+    """One vocabulary and one kind of head for all parents.
+
+    No hole changes them, so any candidate speaks for all.
+    """
+    try:
+        recipe = space.decode(space.starts()[0])
+        aligned = align_vocabularies(recipe, checkpoints)
+        parents = {model: aligned.checkpoints[model] for model in recipe.models}
+        return replace(aligned, checkpoints={**aligned.checkpoints, **with_heads(parents)})
+    except MergeError as error:
+        mistakes.append(f"recipe: {error}" if not str(error).startswith("recipe") else str(error))
+        return Aligned(checkpoints, {}, ())
+
+
+@contextmanager
+def _tokenizer_folder(study: CheckedStudy, donor: str) -> Generator[Path]:
+    """Where the output's tokenizer can be loaded from: the donor's folder if it is the donor's."""
+    checkpoint = study.checkpoints[donor]
+    if study.files == companions(checkpoint):
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory() as folder:
+        write_companions(study.files, Path(folder))
+        (Path(folder) / "config.json").write_text(json.dumps(dict(checkpoint.config)), "utf-8")
+        yield Path(folder)
 
 
 def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:

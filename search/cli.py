@@ -124,20 +124,38 @@ def merge(
         Path, typer.Argument(metavar="RECIPE.YAML", help="A mergekit recipe.", show_default=False)
     ],
     out: Annotated[Path | None, typer.Argument(help="A new folder.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random masks of DARE.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", "--random-seed", min=0, help="Of random masks.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Largest size of a weight file.")] = "5GB",
+    keep_stages: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the results of named documents here; unchanged ones are used again.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything, show the plan (-v: each tensor), write nothing."
+        ),
     ] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Merge a recipe, without any search: streamed, in bounded memory, all or nothing."""
-    _prepare(verbose)
-    from search.commands import merge_recipe
+    """Merge a recipe, without any search: streamed, in bounded memory, all or nothing.
 
-    console = _console(quiet)
-    merge_recipe(recipe, out, console, seed=seed, device=device, dry_run=dry_run)
+    Reads mergekit's recipes: models, slices, gradients, filters, tokenizers, adapters
+    (model+adapter) and files of several documents. Everything is checked before anything is
+    written, and what was written is checked again before it gets its name.
+    """
+    _prepare(verbose)
+    from search.commands import merge_options, merge_recipe
+
+    options = merge_options(seed, device, shard_size, keep_stages)
+    merge_recipe(recipe, out, _console(quiet), options, dry_run=dry_run, verbose=verbose)
 
 
 def main() -> None:
@@ -187,3 +205,7 @@ def _say(text: str, quiet: bool) -> None:
 def _fail(text: str, code: int) -> None:
     print(f"outcross: {text}", file=sys.stderr)
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """What each command does, apart from parsing its arguments."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,22 +8,17 @@ import torch
 from rich.console import Console
 
 from evals.items import Role
-from merge_core.checkpoint import open_checkpoint
-from merge_core.errors import MergeError
-from merge_core.export import write_model
-from merge_core.parents import Parents
-from merge_core.plan import compile_plan, describe
-from merge_core.recipe import from_dict
 from search.bench import CheckedStudy, build_bench, check_study, find_device
-from search.config import read_yaml
 from search.errors import NothingFound, StudyError
 from search.finals import Claim, Finalist, claim, select_winner, stored_claim, winner
-from search.models import locate
+from search.merging import MergeOptions, merge_file, plan_file
 from search.progress import watch
 from search.record import finished
 from search.study import keep_protocol, open_study, run_search, stop_on_interrupt
-from search.tables import print_claim, print_finalists
-from search.writing import RECIPE, export_winner, summary
+from search.tables import print_claim, print_finalists, print_job
+from search.writing import RECIPE, export_winner
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def run_study(
@@ -77,34 +73,49 @@ def export_study(path: Path, folder: Path, console: Console) -> None:
 
 
 def merge_recipe(
-    path: Path, folder: Path | None, console: Console, *, seed: int, device: str, dry_run: bool
+    path: Path,
+    folder: Path | None,
+    console: Console,
+    options: MergeOptions,
+    *,
+    dry_run: bool,
+    verbose: bool = False,
 ) -> None:
-    """Merge a recipe whose models are paths or hub ids.
+    """Merge a recipe file whose models are paths or hub ids.
 
     Args:
-        path: A mergekit recipe.
+        path: A mergekit recipe, of one or several documents.
         folder: Where to write; not needed for a dry run.
         console: For messages.
-        seed: Of random masks.
-        device: `cpu`, `cuda` or `auto`.
+        options: How to merge.
         dry_run: Only say what would be done.
+        verbose: Say it tensor by tensor.
     """
-    target = _merge_device(device)
-    text = path.read_text("utf-8") if path.is_file() else ""
-    try:
-        recipe = from_dict(read_yaml(path))
-        opened = {name: open_checkpoint(locate(name, Path()), name) for name in recipe.models}
-        plan = compile_plan(recipe, opened, seed)
-    except MergeError as error:
-        raise StudyError([str(error)], str(path)) from None
-    console.print(summary(plan, {name: parent.bytes for name, parent in opened.items()}))
+    jobs = plan_file(path, options.seed)
+    for job in jobs:
+        print_job(console, job, options.device, verbose=dry_run and verbose)
     if dry_run:
-        console.print(describe(plan), soft_wrap=True, highlight=False, markup=False)
         return
     if folder is None:
         raise StudyError(["give the folder to write to, or --dry-run"], "outcross merge")
-    write_model(plan, Parents(opened, target), folder, extra={RECIPE: text})
+    merge_file(path, jobs, folder, options)
     console.print(f"Wrote {folder}.", highlight=False)
+
+
+def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) -> MergeOptions:
+    """The options of `outcross merge` as they are typed.
+
+    Raises:
+        StudyError: If a device or a size can't be read.
+    """
+    return MergeOptions(seed, _merge_device(device), _bytes(shard_size), stages)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB|TB|B)?", text.strip(), re.IGNORECASE)
+    if found is None or not (count := float(found[1]) * _UNITS[(found[2] or "B").upper()]) >= 1:
+        raise StudyError([f"--shard-size: expected a size such as 5GB, got '{text}'"], "merge")
+    return int(count)
 
 
 def _merge_device(word: str) -> torch.device:
@@ -133,6 +144,8 @@ def _announce(checked: CheckedStudy, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for warning in checked.warnings:
+        console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _require_storage(checked: CheckedStudy) -> None:

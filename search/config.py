@@ -5,14 +5,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from merge_core.recipe import nearest
+from merge_core.errors import RecipeError
+from merge_core.keys import nearest, read_model
 from search.errors import StudyError
 
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def _as_text(value: object) -> object:
+    """A model's dictionary form as text; anything else is left for pydantic to judge."""
+    try:
+        return read_model(cast("object", value), "models") if isinstance(value, dict) else value
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+
+
+ModelName = Annotated[Name, BeforeValidator(_as_text)]
 
 
 class _Section(BaseModel):
@@ -61,7 +73,7 @@ class StudyConfig(_Section):
     """A whole study file. Paths are relative to the file's folder."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    models: Annotated[dict[str, Name], Field(min_length=1)]
+    models: Annotated[dict[str, ModelName], Field(min_length=1)]
     recipe: dict[str, Any]
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1, strict=False)]
     items: ItemsConfig = ItemsConfig()
@@ -73,22 +85,35 @@ class StudyConfig(_Section):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        StudyError: If it can't be read; names the line.
+    """
+    documents = read_documents(path)
+    if len(documents) != 1:
+        raise StudyError([f"has {len(documents)} documents; one is expected"], str(path))
+    return documents[0]
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    """Read a YAML file of one or more mappings, with --- between them; empty ones are left out.
 
     Raises:
         StudyError: If it can't be read; names the line.
     """
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        documents: list[object] = list(yaml.safe_load_all(path.read_text("utf-8")))
     except FileNotFoundError:
         raise StudyError(["there is no such file"], str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError([f"can't be read: {error}"], str(path)) from None
     except yaml.YAMLError as error:
         raise StudyError([f"is not valid YAML: {_yaml_place(error)}"], str(path)) from None
-    if not isinstance(data, dict):
+    found = [document for document in documents if document is not None]
+    if not found or not all(isinstance(document, dict) for document in found):
         raise StudyError(["expected a mapping of keys at the top"], str(path))
-    return cast("dict[str, Any]", data)
+    return cast("list[dict[str, Any]]", found)
 
 
 def parse(data: Mapping[str, Any], mistakes: list[str]) -> StudyConfig | None:

@@ -15,13 +15,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from merge_core.chat_templates import read_chat_template
 from merge_core.errors import RecipeError
-from merge_core.recipe import Scalar, nearest
-from merge_core.registry import Base, MergeMethod, Parameter, Range, find_method
+from merge_core.keys import nearest
+from merge_core.recipe import Scalar
+from merge_core.registry import MergeMethod, Parameter, Range, find_method
+from merge_core.token_sources import read_tokenizer
 from search.space import METHOD, Choice, Hole, Real, SearchSpace, holes, sources
 
 _HOLE_KEYS = ("range", "by", "knots", "log", "choice")
-_RECIPE_KEYS = (METHOD, "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
+_TOKENIZER_KEYS = ("tokenizer_source", "tokenizer")
+_RECIPE_KEYS = (
+    *(METHOD, "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
+    *(*_TOKENIZER_KEYS, "chat_template", "compat"),
+)
 _MOST_KNOTS = 64
 
 
@@ -54,13 +61,14 @@ class _Reader:
         self.methods = self._read_methods()
         template = dict(self.recipe)
         template["parameters"] = self._parameters(template.get("parameters"), "recipe", "", False)
-        if ("models" in template) == ("slices" in template):
-            self.mistakes.append("recipe: give exactly one of 'models' and 'slices'")
-        for key in ("models", "slices"):
-            if key in template:
-                template[key] = self._list(template[key], f"recipe.{key}")
+        if sum(key in template for key in ("models", "slices", "modules")) != 1:
+            self.mistakes.append("recipe: give exactly one of 'models', 'slices' and 'modules'")
+        self._read_body(template, "recipe", "")
+        if "modules" in template:
+            template["modules"] = self._modules(template["modules"])
         if (base := template.get("base_model")) is not None:
             self._alias(base, "recipe.base_model")
+        self._check_vocabulary()
         if not self.mistakes:
             self._plant_required(template)
         names = tuple(method.name for method in self.methods)
@@ -70,6 +78,17 @@ class _Reader:
         if not dimensions and not self.mistakes:
             self.mistakes.append("recipe: has no hole, so there is nothing to search")
         return SearchSpace(template, names, tuple(dimensions))
+
+    def _check_vocabulary(self) -> None:
+        """The output's tokenizer is the same for every candidate: it takes no holes."""
+        try:
+            read_chat_template(self.recipe.get("chat_template"))
+            block = read_tokenizer(self.recipe)
+        except RecipeError as error:
+            self.mistakes.append(str(error))
+            return
+        for model in block.models if block else ():
+            self._alias(model, "recipe.tokenizer")
 
     def _read_methods(self) -> tuple[MergeMethod, ...]:
         stated: Any = self.recipe.get(METHOD)
@@ -88,33 +107,59 @@ class _Reader:
                 self.mistakes.append(f"recipe.{error}")
         return tuple(dict.fromkeys(found))
 
-    def _list(self, data: object, where: str) -> list[dict[str, Any]]:
+    def _modules(self, data: object) -> dict[str, dict[str, Any]]:
+        if not isinstance(data, Mapping) or not data:
+            self.mistakes.append("recipe.modules: expected a mapping of module names")
+            return {}
+        modules = cast("Mapping[Any, Any]", data).items()
+        return {str(name): self._module(str(name), part) for name, part in modules}
+
+    def _module(self, name: str, data: object) -> dict[str, Any]:
+        where, prefix = f"recipe.modules.{name}", f"{name}."
+        if not isinstance(data, Mapping) or ("models" in data) == ("slices" in data):
+            self.mistakes.append(f"{where}: expected a mapping with one of 'models' and 'slices'")
+            return {}
+        module = dict(cast("Mapping[str, Any]", data))
+        self._check_keys(module, ("models", "slices", "parameters"), where)
+        module["parameters"] = self._parameters(module.get("parameters"), where, prefix, False)
+        self._read_body(module, where, prefix)
+        return module
+
+    def _read_body(self, body: dict[str, Any], where: str, prefix: str) -> None:
+        """The models or slices of a recipe or module; `prefix` begins its dimensions' names."""
+        for key in ("models", "slices"):
+            if key in body:
+                body[key] = self._list(body[key], f"{where}.{key}", prefix)
+
+    def _list(self, data: object, where: str, prefix: str) -> list[dict[str, Any]]:
         if not isinstance(data, list) or not data:
             self.mistakes.append(f"{where}: expected a list")
             return []
-        read = self._slice if where.endswith("slices") else self._source
         entries = cast("list[Any]", data)
-        return [read(entry, f"{where}[{i}]", i) for i, entry in enumerate(entries)]
+        if where.endswith("models"):
+            return [self._source(one, f"{where}[{i}]", prefix) for i, one in enumerate(entries)]
+        return [
+            self._slice(one, f"{where}[{i}]", f"{prefix}slice{i}.") for i, one in enumerate(entries)
+        ]
 
-    def _slice(self, data: Any, where: str, index: int) -> dict[str, Any]:
+    def _slice(self, data: Any, where: str, prefix: str) -> dict[str, Any]:
         if not isinstance(data, Mapping):
             self.mistakes.append(f"{where}: expected a mapping with 'sources'")
             return {}
         part = dict(cast("Mapping[str, Any]", data))
         self._check_keys(part, ("sources", "base_model", "parameters"), where)
-        prefix = f"slice{index}."
         part["parameters"] = self._parameters(part.get("parameters"), where, prefix, False)
         sources = part.get("sources")
         if not isinstance(sources, list) or not sources:
             self.mistakes.append(f"{where}.sources: expected a list of models")
             return part
         part["sources"] = [
-            self._source(source, f"{where}.sources[{i}]", i, prefix)
+            self._source(source, f"{where}.sources[{i}]", prefix)
             for i, source in enumerate(cast("list[Any]", sources))
         ]
         return part
 
-    def _source(self, data: Any, where: str, _: int, prefix: str = "") -> dict[str, Any]:
+    def _source(self, data: Any, where: str, prefix: str) -> dict[str, Any]:
         if isinstance(data, str):
             data = {"model": data}
         if not isinstance(data, Mapping):
@@ -189,6 +234,12 @@ class _Reader:
             if len(self.mistakes) == before:
                 self.mistakes.append(f"{place}: a hole needs 'range' or 'choice'")
             return Hole(())
+        if words := _words(parameter, owners):
+            self.mistakes.append(
+                f"{place}: '{parameter}' is one of {', '.join(words)}, so it has no range; write "
+                "{choice: [...]} of them"
+            )
+            return Hole(())
         return self._range_hole(hole, place, name, parameter, owners)
 
     def _options(
@@ -199,10 +250,12 @@ class _Reader:
             self.mistakes.append(f"{place}.choice: expected a list of two or more values")
             return ()
         options = [_number(option) for option in cast("list[Any]", options)]
-        kinds = {p.kind for m in owners if (p := m.parameter(parameter))}
-        wrong = [o for o in options if any(not _is_a(kind, o) for kind in kinds)]
+        asked = [p for m in owners if (p := m.parameter(parameter))]
+        wrong = [o for o in options if any(not _fits(p, o) for p in asked)]
         if wrong:
-            self.mistakes.append(f"{place}.choice: '{parameter}' can't be {wrong[0]!r}")
+            words = _words(parameter, owners)
+            hint = f"; {nearest(str(wrong[0]), words)}" if words else ""
+            self.mistakes.append(f"{place}.choice: '{parameter}' can't be {wrong[0]!r}{hint}")
         return tuple(cast("list[Scalar]", options))
 
     def _range_hole(
@@ -289,18 +342,22 @@ class _Reader:
             if parameter.name in template["parameters"]:
                 continue
             if not parameter.per_parent:
+                if all(parameter.name in part for _, part, _ in sources(template)):
+                    continue
                 hole = self._planted(parameter, parameter.name, owners)
                 template["parameters"][parameter.name] = hole
                 continue
             for prefix, part, source in sources(template):
                 given = parameter.name in source["parameters"] or parameter.name in part
                 is_base = source["model"] == template.get("base_model")
-                if not given and not (is_base and all(m.base is Base.REQUIRED for m in owners)):
+                if not given and not (is_base and all(m.base.apart for m in owners)):
                     name = f"{prefix}{source['model']}.{parameter.name}"
                     source["parameters"][parameter.name] = self._planted(parameter, name, owners)
 
     def _planted(self, parameter: Parameter, name: str, owners: list[MergeMethod]) -> Any:
-        return self._value({"range": "auto"}, f"recipe ({name})", name, parameter.name, owners)
+        words = list(_words(parameter.name, owners))
+        hole = {"choice": words} if words else {"range": "auto"}
+        return self._value(hole, f"recipe ({name})", name, parameter.name, owners)
 
     def _check_keys(self, data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
         for key in data:
@@ -316,10 +373,18 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _is_a(kind: type, value: Any) -> bool:
-    if kind is bool:
+def _fits(parameter: Parameter, value: Any) -> bool:
+    if parameter.kind is str:
+        return value in parameter.choices
+    if parameter.kind is bool:
         return isinstance(value, bool)
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _words(parameter: str, owners: list[MergeMethod]) -> tuple[str, ...]:
+    """The words that a parameter may be; none for numbers and booleans."""
+    found = [m.parameter(parameter) for m in owners]
+    return next((p.choices for p in found if p and p.choices), ())
 
 
 def _declared(parameter: str, owners: list[MergeMethod]) -> Range | None:

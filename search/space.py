@@ -130,12 +130,16 @@ def tensor_groups(space: SearchSpace) -> Iterator[str]:
 def sources(
     template: Mapping[str, Any],
 ) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
-    """Each source with the prefix of its dimensions' names and its slice's parameters."""
-    for source in template.get("models", []):
-        yield "", {}, source
-    for i, part in enumerate(template.get("slices", [])):
-        for source in part["sources"]:
-            yield f"slice{i}.", part.get("parameters", {}), source
+    """Each source with the prefix of its dimensions' names, and what its slice and module say."""
+    modules: Mapping[str, Any] = template.get("modules", {})
+    bodies: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [("", {}, template)]
+    bodies += [(f"{name}.", module["parameters"], module) for name, module in modules.items()]
+    for prefix, outer, body in bodies:
+        for source in body.get("models", []):
+            yield prefix, outer, source
+        for i, part in enumerate(body.get("slices", [])):
+            for source in part["sources"]:
+                yield f"{prefix}slice{i}.", outer | part["parameters"], source
 
 
 def listed(template: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ import yaml
 
 from merge_core.export import write_model
 from merge_core.parents import Parents
-from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe, to_dict
 from search.bench import CheckedStudy
 from search.card import model_card
 from search.finals import Claim
+from search.models import absolute
 
 RECIPE = "recipe.yaml"
 
@@ -37,8 +37,8 @@ def export_winner(
         RECIPE: recipe_yaml(checked, recipe),
         "README.md": model_card(checked, recipe, claim),
     }
-    parents = Parents(checked.checkpoints, checked.device)
-    write_model(plan, parents, folder, extra=texts, progress=progress)
+    parents = Parents(checked.checkpoints, checked.device, checked.scratch)
+    write_model(plan, parents, folder, files=checked.files, extra=texts, progress=progress)
 
 
 def recipe_yaml(checked: CheckedStudy, recipe: Recipe) -> str:
@@ -55,28 +55,9 @@ def recipe_yaml(checked: CheckedStudy, recipe: Recipe) -> str:
 
 
 def places(checked: CheckedStudy) -> Mapping[str, str]:
-    """Where each alias is found: a hub id as it stands, or the absolute path of a folder."""
-    found: dict[str, str] = {}
-    for alias, reference in checked.config.models.items():
-        local = checked.folder / Path(reference).expanduser()
-        found[alias] = str(local.resolve()) if local.exists() else reference
-    return found
-
-
-def summary(plan: MergePlan, parents: Mapping[str, int]) -> str:
-    """What a merge will read and write, in words, for `--dry-run`.
-
-    Args:
-        plan: The plan.
-        parents: Size of each parent in bytes.
-    """
-    largest = max(plan.steps, key=lambda step: _numel(step.shape))
-    read = sum(parents.values())
-    return (
-        f"{len(plan.steps)} tensors, {plan.depth} layers, writes {size(plan.bytes_out)}, "
-        f"reads {size(read)} from {len(parents)} models; largest tensor '{largest.out}' "
-        f"{largest.shape} {str(largest.dtype).removeprefix('torch.')}"
-    )
+    """Where each alias is found: hub ids as they stand, folders as absolute paths."""
+    models = checked.config.models
+    return {alias: absolute(reference, checked.folder) for alias, reference in models.items()}
 
 
 def size(count: int) -> str:
@@ -87,10 +68,3 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

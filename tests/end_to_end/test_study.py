@@ -14,7 +14,13 @@ from tiny_study import study_dict, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.bench import check_study
-from search.commands import compare_study, export_study, merge_recipe, run_study
+from search.commands import (
+    compare_study,
+    export_study,
+    merge_options,
+    merge_recipe,
+    run_study,
+)
 from search.errors import NothingFound, ProtocolError, StudyError
 from search.record import load
 from search.study import open_study
@@ -64,9 +70,8 @@ def test_exported_model_loads_and_is_the_winner(finished):
 
 def test_exported_recipe_gives_the_same_file(finished, tmp_path):
     out = finished.parent / "out"
-    merge_recipe(
-        out / "recipe.yaml", tmp_path / "again", silent(), seed=0, device="cpu", dry_run=False
-    )
+    options = merge_options(0, "cpu", "5GB", None)
+    merge_recipe(out / "recipe.yaml", tmp_path / "again", silent(), options, dry_run=False)
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (out / "model.safetensors").read_bytes()
 

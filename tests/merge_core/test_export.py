@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 from tiny_models import write_model as write_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,7 +13,7 @@ from merge_core import export
 from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import INDEX, SINGLE, open_checkpoint
 from merge_core.errors import MergeError
-from merge_core.export import new_folder, write_model
+from merge_core.export import new_folder, verify, write_model
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan
 from merge_core.recipe import from_dict
@@ -76,6 +76,34 @@ def test_every_method_can_be_written(family, tmp_path):
             recipe["parameters"] = {"weight": 0.7}
         written(recipe, parents, tmp_path / method)
         assert all(tensor.isfinite().all() for tensor in stored_in(tmp_path / method).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda steps: {steps[0].out: torch.zeros(1)}, "was to be written as"),
+        (lambda steps: {steps[0].out: None}, "but the file holds none; merge again"),
+        (lambda _: {"model.extra.weight": torch.zeros(1)}, "'model.extra.weight' was written but"),
+    ],
+)
+def test_a_file_that_is_not_what_was_planned_is_refused(family, tmp_path, change, message):
+    plan = written(HALF, parents_of(family("llama")), tmp_path / "out")
+    verify(tmp_path / "out", plan)
+    tensors = load_file(tmp_path / "out" / SINGLE) | change(plan.steps)
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(tensors, tmp_path / "out" / SINGLE)
+    with pytest.raises(MergeError, match=message):
+        verify(tmp_path / "out", plan)
+
+
+def test_a_write_that_lied_leaves_nothing(family, tmp_path, monkeypatch):
+    def lie(path, *_):
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(export, "_write_shard", lie)
+    with pytest.raises(MergeError, match=r"model.safetensors is not readable"):
+        written(HALF, parents_of(family("llama")), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Dtypes.

@@ -39,9 +39,20 @@ SLICES = {
     ],
 }
 LINEAR = {"merge_method": "linear", "models": [{"model": "a"}]}
+TOKENS = {
+    "<x>": {"source": "a"},
+    "<y>": {"source": {"kind": "zero"}, "force": True},
+    "<z>": {"source": {"kind": "model_token", "model": "b", "token": "<x>"}},
+    "[z]": {"source": {"kind": "model_token", "model": "c", "token_id": 7}},
+}
+EXTRAS = LINEAR | {
+    "tokenizer": {"source": "d", "tokens": TOKENS, "pad_to_multiple_of": 64},
+    "chat_template": "chatml",
+    "compat": "mergekit",
+}
 
 
-@pytest.mark.parametrize("data", [MODELS, SLICES, LINEAR])
+@pytest.mark.parametrize("data", [MODELS, SLICES, LINEAR, EXTRAS])
 def test_round_trip(data):
     recipe = from_dict(data)
     assert to_dict(recipe) == data
@@ -98,6 +109,41 @@ def test_forms_of_a_value(written, read):
 
 def test_a_model_can_be_a_bare_name():
     assert from_dict(LINEAR | {"models": ["a"]}) == from_dict(LINEAR)
+
+
+MODULES = {
+    "merge_method": "slerp",
+    "base_model": "a",
+    "modules": {
+        "encoder": {"models": [{"model": "a"}, {"model": "b"}], "parameters": {"t": 0.5}},
+        "decoder": {
+            "slices": [{"sources": [{"model": m, "layer_range": [0, 2]} for m in "ac"]}],
+        },
+    },
+    "parameters": {"t": [0.0, 1.0]},
+}
+
+
+def test_modules_round_trip():
+    recipe = from_dict(MODULES)
+    assert to_dict(recipe) == MODULES
+    assert [module.name for module in recipe.modules] == ["encoder", "decoder"]
+    assert recipe.slices == ()
+    assert recipe.models == ("a", "b", "c")
+    assert recipe.renamed({"c": "x", "a": "y"}).models == ("y", "b", "x")
+
+
+def test_modules_with_a_tokenizer_round_trip():
+    block = {"source": "union", "tokens": {"<x>": {"source": "d"}}}
+    written = {key: value for key, value in MODULES.items() if key != "base_model"}
+    recipe = from_dict(written | {"tokenizer": block, "compat": "mergekit"})
+    assert from_dict(to_dict(recipe)) == recipe
+    assert recipe.references == ("a", "b", "c", "d")
+    assert recipe.donor == "a"
+    assert recipe.renamed({"d": "x", "a": "y"}).references == ("y", "b", "c", "x")
+    assert recipe.renamed({"a": "y"}).donor == "y"
+    other = dataclasses.replace(recipe, modules=recipe.modules[:1])
+    assert len({recipe.fingerprint, from_dict(written).fingerprint, other.fingerprint}) == 3
 
 
 def test_models_are_listed_once_the_base_last():
@@ -169,20 +215,72 @@ def test_recipes_are_values():
 SOURCE = {"model": "a", "layer_range": [0, 1]}
 
 
+def tokens(entry: object) -> dict:
+    return {"tokenizer": {"tokens": {"<x>": entry}}}
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ({"models": ["a"]}, "recipe: merge_method is missing; name one, such as 'linear'"),
         ({"merge_method": 3, "models": ["a"]}, "recipe: merge_method is missing"),
-        ({"merge_method": "ties"}, "recipe: give exactly one of 'models' and 'slices'"),
-        (LINEAR | SLICES, "recipe: give exactly one of 'models' and 'slices'"),
+        ({"merge_method": "ties"}, "recipe: give exactly one of 'models', 'slices' and 'modules'"),
+        (LINEAR | SLICES, "recipe: give exactly one of 'models', 'slices' and 'modules'"),
         (LINEAR | {"dype": "float32"}, "recipe: unknown key 'dype'; did you mean 'dtype'"),
         (LINEAR | {"xyzzy": 1}, "recipe: unknown key 'xyzzy'; known: merge_method, base_model, "),
-        (LINEAR | {"tokenizer_source": "union"}, "'tokenizer_source' can't be merged yet; leave"),
-        (LINEAR | {"modules": {}}, "recipe: 'modules' can't be merged yet; leave it out"),
-        (LINEAR | {"tokenizer": {}}, "recipe: 'tokenizer' can't be merged yet"),
-        (LINEAR | {"chat_template": "auto"}, "recipe: 'chat_template' can't be merged yet"),
-        (LINEAR | {"base_model": {"path": "x"}}, "recipe.base_model: expected a name, got {'path"),
+        ({"merge_method": "linear", "modules": {}}, "modules: expected a mapping of module names"),
+        (
+            {"merge_method": "linear", "modules": {"encoder": {}}},
+            "modules.encoder: expected a mapping with one of 'models' and 'slices'",
+        ),
+        (
+            {"merge_method": "linear", "modules": {"x": {"models": ["a"], "base_model": "b"}}},
+            "modules.x: unknown key 'base_model'",
+        ),
+        (LINEAR | {"base_model": {"pat": "x"}}, "recipe.base_model: unknown key 'pat'; known: mod"),
+        (LINEAR | {"base_model": {"lora": "x"}}, "recipe.base_model: 'model' is missing"),
+        (LINEAR | {"base_model": {"path": 1}}, "recipe.base_model: expected {path: …, revision: "),
+        (LINEAR | {"base_model": {"model": 1}}, "base_model.model: expected a path or {path, rev"),
+        (
+            LINEAR | {"base_model": {"model": "x", "override_architecture": "y"}},
+            "unknown key 'override_architecture'; leave it out; layers and roles are found",
+        ),
+        (
+            LINEAR | {"compat": "yes"},
+            "recipe.compat: expected 'mergekit' or no such key, got 'yes'",
+        ),
+        (LINEAR | {"tokenizer_source": 3}, "recipe.tokenizer_source: expected a name, got 3"),
+        (
+            LINEAR | {"tokenizer_source": "union", "tokenizer": {}},
+            "recipe: give 'tokenizer_source' or 'tokenizer', not both",
+        ),
+        (LINEAR | {"tokenizer": "union"}, "recipe.tokenizer: expected a mapping, got 'union'"),
+        (LINEAR | {"tokenizer": {"sorce": 1}}, "tokenizer: unknown key 'sorce'; did you mean 'so"),
+        (LINEAR | {"tokenizer": {"tokens": [1]}}, "tokenizer.tokens: expected a mapping, got "),
+        (
+            LINEAR | {"tokenizer": {"pad_to_multiple_of": 0}},
+            "expected a whole number above 0, got 0",
+        ),
+        (LINEAR | tokens("a"), "tokenizer.tokens.<x>: expected a mapping, got 'a'"),
+        (LINEAR | tokens({"force": True}), "tokens.<x>: 'source' is missing; name a model, or"),
+        (LINEAR | tokens({"source": "a", "froce": 1}), "unknown key 'froce'; did you mean 'force'"),
+        (LINEAR | tokens({"source": "a", "force": 1}), "<x>.force: expected true or false, got 1"),
+        (
+            LINEAR | tokens({"source": {"kind": "one"}}),
+            "kind: expected zero or model_token, got 'on",
+        ),
+        (
+            LINEAR | tokens({"source": {"kind": "zero", "model": "a"}}),
+            "source: unknown key 'model'",
+        ),
+        (
+            LINEAR | tokens({"source": {"kind": "model_token", "model": "a"}}),
+            "source: give 'token' or 'token_id', one of them",
+        ),
+        (
+            LINEAR | tokens({"source": {"kind": "model_token", "model": "a", "token_id": "1"}}),
+            "source.token_id: expected a whole number, got '1'",
+        ),
         (LINEAR | {"dtype": "float8"}, "recipe.dtype: 'float8' is no dtype; known: float32, fl"),
         (LINEAR | {"out_dtype": 16}, "recipe.out_dtype: expected a name, got 16"),
         (LINEAR | {"models": []}, "models: expected a list of models"),
@@ -227,6 +325,10 @@ SOURCE = {"model": "a", "layer_range": [0, 1]}
             r"slices\[0\]: unknown key 'source'; did you mean 'sources'",
         ),
         (
+            {"merge_method": "slerp", "slices": [{"sources": [SOURCE], "residual_weight": 1}]},
+            "unknown key 'residual_weight'; leave it out; mergekit reads it and never uses it",
+        ),
+        (
             {"merge_method": "slerp", "slices": [{"sources": [SOURCE], "base_model": 1}]},
             r"slices\[0\].base_model: expected a name, got 1",
         ),
@@ -248,7 +350,7 @@ def test_numbers_that_are_not_finite_are_refused(value):
         from_dict(LINEAR | {"parameters": {"weight": value}})
 
 
-@pytest.mark.parametrize("layers", [None, [2], [2, 1], [1, 1], [-1, 2], [0, 1, 2], [0.0, 1], "01"])
+@pytest.mark.parametrize("layers", [None, [2], [2, 1], [-1, 2], [0, 1, 2], [0.0, 1], "01"])
 def test_layer_ranges_that_are_none(layers):
     source = {"model": "a", "layer_range": layers}
     with pytest.raises(
@@ -260,6 +362,55 @@ def test_layer_ranges_that_are_none(layers):
 def test_nearest_gives_one_name_or_all():
     assert nearest("wieght", ["weight", "density"]) == "did you mean 'weight'?"
     assert nearest("q", ["weight", "density"]) == "known: weight, density"
+
+
+def test_tokenizer_source_is_the_short_form():
+    short = from_dict(LINEAR | {"tokenizer_source": "union"})
+    assert short == from_dict(LINEAR | {"tokenizer": {"source": "union"}})
+    assert short == from_dict(LINEAR | {"tokenizer": {}})
+
+
+def test_new_keys_change_the_fingerprint():
+    recipes = [LINEAR, EXTRAS] + [
+        {key: value for key, value in EXTRAS.items() if key != left}
+        for left in ("tokenizer", "chat_template", "compat")
+    ]
+    assert len({from_dict(recipe).fingerprint for recipe in recipes}) == len(recipes)
+
+
+def test_models_of_the_tokenizer_are_references_and_renamed():
+    recipe = from_dict(EXTRAS)
+    assert recipe.models == ("a",)
+    assert recipe.references == ("a", "d", "b", "c")
+    renamed = recipe.renamed({"a": "A", "b": "B", "d": "D"})
+    assert renamed.references == ("A", "D", "B", "c")
+    assert (renamed.chat_template, renamed.compat) == ("chatml", True)
+    assert renamed.renamed({"A": "a", "B": "b", "D": "d"}) == recipe
+
+
+def test_union_and_base_are_no_models():
+    for word in ("union", "base"):
+        recipe = from_dict(LINEAR | {"tokenizer_source": word})
+        assert recipe.references == ("a",)
+        assert recipe.renamed({word: "x"}) == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"path": "x"}, "x"),
+        ({"path": "x", "revision": "v1"}, "x@v1"),
+        ({"model": "x"}, "x"),
+        ({"model": {"path": "x", "revision": "v1"}}, "x@v1"),
+        ({"model": {"path": "x"}, "lora": {"path": "y", "revision": "v2"}}, "x+y@v2"),
+        ({"model": "x", "lora": "y"}, "x+y"),
+    ],
+)
+def test_the_dictionary_form_of_a_model(data, text):
+    recipe = from_dict({"merge_method": "linear", "models": [{"model": data}], "base_model": data})
+    assert recipe.models == (text,)
+    assert recipe.base == text
+    assert from_dict(LINEAR | {"tokenizer_source": data}).references == ("a", text)
 
 
 def test_a_recipe_without_extras_writes_no_empty_keys():

@@ -107,9 +107,17 @@ def test_nothing_has_been_run_yet(
 def test_a_dry_run_shows_the_plan_and_writes_nothing(run: Run, recipe: Path, tmp_path: Path):
     code, out, err = run("merge", recipe, tmp_path / "out", "--dry-run")
     assert (code, err) == (0, "")
-    assert out.startswith("30 tensors, 3 layers, writes ")
-    assert '"out": "model.layers.2.mlp.up_proj.weight"' in out
+    assert out.startswith("result:\n  method          linear\n  models ")
+    assert "30 tensors, 3 layers, " in out
+    assert "largest tensor  lm_head.weight (104, 32) float32\n" in out
+    assert " of model files are mapped" in out
+    assert '"out"' not in out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_verbose_dry_run_shows_every_tensor(run: Run, recipe: Path):
+    _, out, _ = run("merge", recipe, "--dry-run", "-v")
+    assert '"out": "model.layers.2.mlp.up_proj.weight"' in out
 
 
 def test_a_dry_run_needs_no_folder(run: Run, recipe: Path):
@@ -143,7 +151,8 @@ def test_merge_does_not_write_over_a_folder(run: Run, recipe: Path, tmp_path: Pa
     ("change", "message"),
     [
         ({"merge_method": "linnear"}, "'linnear' is unknown; did you mean 'linear'?"),
-        ({"tokenizer_source": "union"}, "'tokenizer_source' can't be merged yet"),
+        ({"tokenizer_source": "base"}, "recipe.tokenizer.source: 'base' needs base_model"),
+        ({"name": "x"}, "exactly one document must have no 'name'"),
         ({"models": [{"model": "./nowhere"}]}, "'./nowhere': there is no such folder"),
         ({"parameters": {"wieght": 1}}, "no parameter 'wieght'; did you mean 'weight'?"),
         ({"parameters": {"weight": {"range": [0, 1]}}}, "unknown key 'range'"),

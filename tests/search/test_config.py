@@ -200,6 +200,12 @@ def test_a_file_that_is_no_yaml_mapping(tmp_path: Path, text: str, message: str)
     assert str(error.value).startswith(f"{path}: {message}")
 
 
+def test_a_study_is_one_document(tmp_path: Path):
+    (tmp_path / "study.yaml").write_text("name: a\n---\nname: b\n")
+    with pytest.raises(StudyError, match=r"study.yaml: has 2 documents; one is expected"):
+        read_yaml(tmp_path / "study.yaml")
+
+
 def test_files_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(StudyError, match=r"nowhere\.yaml: there is no such file"):
         read_yaml(tmp_path / "nowhere.yaml")

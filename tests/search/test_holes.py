@@ -1,11 +1,12 @@
 """Recipes with holes: what is searched, and what is wrong with them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
 
+from merge_core import registry
 from merge_core.registry import merge_methods
 from search.holes import build_space
 from search.space import Choice, Real, SearchSpace
@@ -183,7 +184,7 @@ def test_a_mistake_in_a_hole(hole: Any, message: str):
             {"merge_method": {"choise": ["linear"]}},
             "recipe.merge_method.choise: unknown key; did you mean 'choice'?",
         ),
-        ({"modles": []}, "recipe.modles: unknown key; did you mean 'models'?"),
+        ({"mdels": []}, "recipe.mdels: unknown key; did you mean 'models'?"),
         ({"base_model": "bse"}, "recipe.base_model: 'bse' is not under 'models'; did you mean"),
         ({"models": []}, "recipe.models: expected a list"),
         ({"models": {"a": 1}}, "recipe.models: expected a list"),
@@ -193,7 +194,7 @@ def test_a_mistake_in_a_hole(hole: Any, message: str):
             {"models": [{"model": "a", "weight": 1}]},
             "recipe.models[0].weight: unknown key; known: model, layer_range, parameters",
         ),
-        ({"slices": []}, "recipe: give exactly one of 'models' and 'slices'"),
+        ({"slices": []}, "recipe: give exactly one of 'models', 'slices' and 'modules'"),
         ({"parameters": [1]}, "recipe.parameters: expected a mapping of parameter names"),
         (
             {"parameters": {"density": 1}},
@@ -263,3 +264,110 @@ def test_many_mistakes_come_at_once():
         }
     )
     assert len(found) == 7, found
+
+
+@pytest.fixture
+def worded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method with a parameter that is a word."""
+    merge_methods()
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+    @registry.merge_method(title="W", reference="https://example.org", base=registry.Base.OPTIONAL)
+    def worded(
+        group: Any,
+        *,
+        weight: Annotated[registry.PerParent, registry.Range(0, 1)],
+        how: Literal["sum", "mean", "median"],
+    ) -> Any: ...
+
+
+WORDED = {"merge_method": "worded", "models": ["a", "b"]}
+
+
+@pytest.mark.usefixtures("worded")
+def test_a_choice_of_words(read_space: Read):
+    recipe = WORDED | {"parameters": {"how": {"choice": ["mean", "sum"]}, "weight": 0.5}}
+    space = read_space(recipe)
+    assert space.dimensions == (Choice("how", ("mean", "sum"), ("worded",), "how"),)
+    assert space.decode({"how": "sum"}).parameters[0][1][0].value == "sum"
+
+
+@pytest.mark.usefixtures("worded")
+def test_a_word_that_is_left_out_is_searched(read_space: Read):
+    space = read_space(WORDED | {"base_model": "b"})
+    assert sorted(names(space)) == ["a.weight", "how"]
+    (how,) = (d for d in space.dimensions if d.name == "how")
+    assert isinstance(how, Choice)
+    assert how.options == ("sum", "mean", "median")
+
+
+@pytest.mark.usefixtures("worded")
+@pytest.mark.parametrize(
+    ("hole", "message"),
+    [
+        ({"range": [0, 1]}, ": 'how' is one of sum, mean, median, so it has no range; write {choi"),
+        ({"range": "auto"}, ": 'how' is one of sum, mean, median, so it has no range; write {choi"),
+        ({"choice": ["sum", "maen"]}, ".choice: 'how' can't be 'maen'; did you mean 'mean'?"),
+        ({"choice": ["sum", 1]}, ".choice: 'how' can't be 1; known: sum, mean, median"),
+    ],
+)
+def test_a_word_has_no_range(hole: dict[str, Any], message: str):
+    (found,) = mistakes_of(WORDED | {"parameters": {"how": hole, "weight": 0.5}})
+    assert found.startswith(f"recipe.parameters.how{message}")
+
+
+MODULES = {
+    "encoder": {
+        "models": [{"model": "a", "parameters": {"weight": {"range": [0, 1]}}}, "b"],
+        "parameters": {"weight": 0.5},
+    },
+    "decoder": {
+        "slices": [
+            {"sources": [{"model": m, "layer_range": [0, 1]} for m in "ab"]},
+        ],
+    },
+}
+
+
+def test_modules_have_dimensions_of_their_own(read_space: Read):
+    space = read_space({"merge_method": "linear", "modules": MODULES})
+    own = ["encoder.a.weight", "decoder.slice0.a.weight", "decoder.slice0.b.weight"]
+    assert names(space) == own
+    recipe = space.decode({"encoder.a.weight": 0.25, own[1]: 0.5, own[2]: 0.75})
+    encoder, decoder = recipe.modules
+    assert encoder.slices[0].sources[0].parameters[0][1][0].value == 0.25
+    assert encoder.parameters[0][1][0].value == 0.5
+    assert [s.parameters[0][1][0].value for s in decoder.slices[0].sources] == [0.5, 0.75]
+
+
+def test_starts_count_the_parents_of_all_modules(read_space: Read):
+    space = read_space({"merge_method": "linear", "modules": MODULES})
+    assert [start["encoder.a.weight"] for start in space.starts()] == [0.5, 1.0]
+
+
+@pytest.mark.usefixtures("worded")
+def test_what_every_module_says_is_not_searched_beside_it(read_space: Read):
+    parts = {"models": ["a", "b"], "parameters": {"how": "sum"}}
+    space = read_space({"merge_method": "worded", "modules": {"encoder": parts, "decoder": parts}})
+    assert "how" not in names(space)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (7, "recipe.modules: expected a mapping of module names"),
+        ({}, "recipe.modules: expected a mapping of module names"),
+        ({"x": 7}, "recipe.modules.x: expected a mapping with one of 'models' and 'slices'"),
+        ({"x": {}}, "recipe.modules.x: expected a mapping with one of 'models' and 'slices'"),
+        ({"x": {"models": 7}}, "recipe.modules.x.models: expected a list"),
+        ({"x": {"slices": [7]}}, "recipe.modules.x.slices[0]: expected a mapping with 'sources'"),
+        ({"x": {"models": ["c"]}}, "recipe.modules.x.models[0].model: 'c' is not under 'models'"),
+        ({"x": {"models": ["a"], "mdl": 1}}, "recipe.modules.x.mdl: unknown key; did you mean"),
+        (
+            {"x": {"models": ["a"], "parameters": {"wieght": 1}}},
+            "recipe.modules.x.parameters.wieght: linear has no parameter 'wieght'",
+        ),
+    ],
+)
+def test_a_mistake_in_modules(modules: Any, message: str):
+    assert mistakes_of({"merge_method": "linear", "modules": modules})[0].startswith(message)

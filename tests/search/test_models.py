@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tiny_adapters import low_rank, write_adapter
 
 from merge_core.errors import CheckpointError
-from search.models import locate, open_models
+from search.models import Reference, absolute, locate, open_models, read_reference
 
 
 @pytest.fixture
@@ -41,9 +42,55 @@ def test_a_folder_that_is_missing_is_named_and_the_hub_is_not_asked(
     assert f"'{reference}'" in str(error.value)
 
 
-def test_adapters_are_refused_with_what_to_do(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="adapters can't be merged in yet; merge the adapter"):
-        locate("org/model+org/lora", tmp_path)
+@pytest.mark.parametrize(
+    ("text", "model", "adapter"),
+    [
+        ("base", "base", None),
+        ("base+lora", "base", "lora"),
+        ("base+org/lora@v2", "base", "org/lora@v2"),
+        ("org/base@v1+org/lora@v2", "org/base@v1", "org/lora@v2"),
+        ("org/base@v1+lora", "org/base@v1", "lora"),
+        ("c++", "c++", None),
+        ("c+++lora", "c++", "lora"),
+        ("base+c++", "base", "c++"),
+        ("c+++c++", "c++", "c++"),
+        ("whole+lora", "whole+lora", None),
+    ],
+)
+def test_model_and_adapter(tmp_path: Path, text: str, model: str, adapter: str | None):
+    for name in ("base", "lora", "c++", "whole+lora"):
+        (tmp_path / name).mkdir()
+    assert read_reference(text, tmp_path) == Reference(model, adapter)
+
+
+@pytest.mark.parametrize("text", ["./no+./where", "+lora", "base+", "no such+thing"])
+def test_a_plus_between_nothing_is_a_mistake(tmp_path: Path, text: str):
+    (tmp_path / "base").mkdir()
+    with pytest.raises(CheckpointError, match=r"split at .* it names none either"):
+        read_reference(text, tmp_path)
+
+
+def test_an_adapter_in_a_study(study_folder: Path, tmp_path: Path):
+    module = "model.layers.0.self_attn.q_proj"
+    write_adapter(tmp_path / "lora", low_rank(study_folder / "models/a", [module]))
+    mistakes: list[str] = []
+    reference = f"./models/a+{tmp_path / 'lora'}"
+    opened = open_models({"a": reference}, study_folder, mistakes)
+    assert mistakes == []
+    assert list(opened["a"].derived) == [f"{module}.weight"]
+    expected = f"{(study_folder / 'models/a').resolve()}+{tmp_path / 'lora'}"
+    assert absolute(reference, study_folder) == expected
+    assert absolute("org/model@v1+./nowhere", study_folder) == "org/model@v1+./nowhere"
+
+
+def test_a_folder_has_no_revision(study_folder: Path):
+    with pytest.raises(CheckpointError, match=r"a is a folder, and a folder has no revision 'v1'"):
+        locate("./models/a@v1", study_folder)
+
+
+def test_an_at_in_a_folders_name_is_no_revision(tmp_path: Path):
+    (tmp_path / "model@v1").mkdir()
+    assert locate("./model@v1", tmp_path) == (tmp_path / "model@v1").resolve()
 
 
 def test_a_plus_in_a_folders_name_is_no_adapter(tmp_path: Path):
