@@ -183,7 +183,7 @@ def _inputs(compiler: _Compiler, part: Slice, index: int) -> _Inputs:
     base = listed or (Source(base_name) if base_name and whole else None)
     others = tuple(source for source in part.sources if source is not listed)
     match compiler.method.base:
-        case Base.REQUIRED:
+        case Base.REQUIRED | Base.OPTIONAL:
             sources = others
         case Base.ENDPOINT:
             sources = ((base,) if base else ()) + others
@@ -197,7 +197,7 @@ def _inputs(compiler: _Compiler, part: Slice, index: int) -> _Inputs:
 
 def _check_inputs(compiler: _Compiler, inputs: _Inputs, index: int, base: str | None) -> None:
     method, where = compiler.method, f"slices[{index}]"
-    if method.base is not Base.INPUT and inputs.base is None:
+    if method.base in {Base.REQUIRED, Base.ENDPOINT} and inputs.base is None:
         hint = (
             f"list base_model '{base}' among its sources, with its layer_range"
             if base
@@ -210,7 +210,7 @@ def _check_inputs(compiler: _Compiler, inputs: _Inputs, index: int, base: str | 
         expected = f"exactly {least}" if least == most else f"at least {least}"
         raise RecipeError(
             f"merge_method '{method.name}' takes {expected} models"
-            f"{'' if method.base is Base.REQUIRED else ', base_model included'}; "
+            f"{', base_model included' if method.base in {Base.ENDPOINT, Base.INPUT} else ''}; "
             f"{where} has {count}: {', '.join(s.model for s in inputs.sources)}"
         )
     names = [source.model for source in inputs.part.sources]
@@ -303,7 +303,7 @@ def _step(
 ) -> MergeStep:
     refs = tuple(_ref(compiler, source, name, offset) for source in inputs.sources)
     base = _ref(compiler, inputs.base, name, offset) if inputs.base else None
-    if compiler.method.base is not Base.REQUIRED:
+    if compiler.method.base is Base.ENDPOINT:
         base = None
     specs = [_spec(compiler, ref) for ref in (*refs, *((base,) if base else ()))]
     _check_shapes(specs, refs, base)
@@ -397,7 +397,11 @@ def _typed(parameter: Parameter, value: Scalar, name: str) -> Scalar:
         return bool(value)
     if parameter.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    if parameter.kind is str and value in parameter.choices:
+        return value
     expected = "true or false" if parameter.kind is bool else "a number"
+    if parameter.choices:
+        expected = f"one of {', '.join(parameter.choices)}"
     raise RecipeError(f"tensor '{name}': '{parameter.name}' must be {expected}, got {value!r}")
 
 

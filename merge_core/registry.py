@@ -33,11 +33,13 @@ class Base(enum.Enum):
 
     REQUIRED: task vectors are taken from it; it is no parent. ENDPOINT: it is required and is the
     first of the parents. INPUT: where given, it is a parent like the others, the last if unlisted.
+    OPTIONAL: where given, task vectors are taken from it and it is no parent.
     """
 
     REQUIRED = "required"
     ENDPOINT = "endpoint"
     INPUT = "input"
+    OPTIONAL = "optional"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,11 @@ class Parameter:
     """One parameter of a method, read from its signature."""
 
     name: str
-    kind: type[float] | type[bool]
+    kind: type[float] | type[bool] | type[str]
     per_parent: bool
     default: Scalar | None
     range: Range | None
+    choices: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
@@ -155,4 +158,6 @@ def _read_parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
         default = parameter.default
     per_parent = kind == PerParent
     name = parameter.name.rstrip("_")  # lambda is a word of Python's
+    if get_origin(kind) is typing.Literal:
+        return Parameter(name, str, per_parent, default, span, get_args(kind))
     return Parameter(name, bool if kind is bool else float, per_parent, default, span)
