@@ -1,6 +1,7 @@
 """What the singular-vector methods share: which tensors are matrices, their SVD, whitening."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -85,7 +86,7 @@ def decompose(group: TensorGroup, matrix: torch.Tensor, scale: float = 0.0) -> F
     """
     if not matrix.isfinite().all():
         raise MergeError(f"tensor '{group.name}': a parent's task vector is not finite")
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, sizes, right = _svd(matrix)
     rank = int((sizes > _rounding(matrix, max(scale, float(sizes[0])))).sum())
     return left[:, :rank], sizes[:rank], right[:rank]
 
@@ -98,9 +99,14 @@ def whitened(columns: torch.Tensor) -> torch.Tensor:
     """
     if 0 in columns.shape:
         return columns
-    left, sizes, right = torch.linalg.svd(columns, full_matrices=False)
+    left, sizes, right = _svd(columns)
     rank = int((sizes > _rounding(columns, float(sizes[0]))).sum())
     return left[:, :rank] @ right[:rank]
+
+
+def _svd(matrix: torch.Tensor) -> Factors:
+    linalg: Any = torch.linalg  # without types
+    return linalg.svd(matrix, full_matrices=False)
 
 
 def _rounding(matrix: torch.Tensor, scale: float) -> float:

@@ -56,7 +56,7 @@ def _delta(group: TensorGroup, steps: int) -> torch.Tensor:
     for parent in range(parents if specific else 0):
         own = group.whole(parent)
         rest = own - common[0] @ (common[0].T @ own)
-        parts.append(_largest(decompose(group, rest, float(own.norm())), specific))
+        parts.append(_largest(decompose(group, rest, float(own.square().sum().sqrt())), specific))
     sizes = torch.cat([part[1] for part in parts])
     left = whitened(torch.cat([part[0] for part in parts], 1))
     right = whitened(torch.cat([part[2].T for part in parts], 1))

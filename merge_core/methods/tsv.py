@@ -58,4 +58,4 @@ def _largest(factors: Factors, kept: int) -> Factors:
 
 def _blocks(parts: Sequence[torch.Tensor], widths: list[int]) -> Sequence[torch.Tensor]:
     """Singular vectors side by side, whitened, and apart again."""
-    return whitened(torch.cat(list(parts), 1)).split(widths, 1)
+    return torch.split_with_sizes(whitened(torch.cat(list(parts), 1)), widths, 1)
