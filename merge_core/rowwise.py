@@ -50,7 +50,7 @@ def rowwise(group: TensorGroup, coefficients: np.ndarray, across: bool = False) 
         coefficients: `(lines, parents)`.
         across: Whether lines are columns.
     """
-    table = torch.from_numpy(np.ascontiguousarray(coefficients.T, np.float32))
+    table = torch.tensor(coefficients.T, dtype=torch.float32)
     return Rowwise(table, _width(group, across), across)
 
 
