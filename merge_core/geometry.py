@@ -305,7 +305,7 @@ def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
     for row in range(0, 0 if size is None else size.shape[0], rows):
         assert size is not None
         part = size[row : row + rows]
-        ranks = part.argsort(1, stable=True).argsort(1)
+        ranks = part.argsort(dim=1, stable=True).argsort(dim=1)
         share = ranks.double() / (columns - 1) if columns > 1 else ranks.double() + 0.5
         start = row * columns
         numbers = random_bits(stream, start, part.numel(), part.device).view(part.shape)

@@ -1,6 +1,6 @@
 """DARE with sign consensus (arXiv:2311.03099, 2306.01708; mergekit 0.1.5 `dare_ties`)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from merge_core.combination import TaskVectors
 from merge_core.geometry import TensorGroup
@@ -18,21 +18,24 @@ def dare_ties(
     rescale: bool = True,
     lambda_: Annotated[float, Range(0.1, 2.0)] = 1.0,
     int8_mask: bool = False,  # noqa: ARG001
+    rescaling: Literal["norm", "density"] = "norm",
 ) -> TaskVectors:
     """Keep elements with probability `density`, then sum those that agree on the sign.
 
     The masks are counter-based: the same seed gives the same mask on every machine, nested in
-    density. mergekit draws its own, so it reproduces such a merge in distribution only. As in
-    mergekit, `rescale` matches L1 norms; the paper divides by the density.
+    density, which counts in steps of 1/4096. mergekit draws its own, so it reproduces such a merge
+    in distribution only. It always restores the norm; the paper divides by the density.
 
     Args:
         group: The parents' tensors and their base.
         weight: Factor of each task vector, `(parents,)`.
         density: Probability that an element is kept, `(parents,)`.
         normalize: Divide by the weights that took part.
-        rescale: Restore the L1 norm that dropping took.
+        rescale: Make up for what dropping took, as `rescaling` says.
         lambda_: Factor of the merged task vector.
         int8_mask: Read for mergekit's sake; it changes mergekit's memory use and no value.
+        rescaling: "norm" restores the L1 norm, as mergekit does; "density" divides by the
+            density, as in the paper, which needs no look at the values.
     """
     selections = [group.random(parent, share) for parent, share in enumerate(density)]
     return task_vectors(
@@ -43,4 +46,5 @@ def dare_ties(
         normalize=normalize,
         rescale=rescale,
         scale=lambda_,
+        rescaling=rescaling,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference_merges import Memory
 
-from merge_core.apply import Workbench, apply, run_step
+from merge_core.apply import Workbench, apply, run_steps
 from merge_core.checkpoint import open_checkpoint
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry, TensorRef
@@ -122,12 +122,12 @@ def test_a_slot_that_was_half_written_is_not_taken_for_done(parents, monkeypatch
     bench = bench_for(parents, good)
     apply(good, bench)
 
-    def half(_, __, out):
-        out.view(-1)[0] = 99.0
+    def half(jobs):
+        jobs[0].out.view(-1)[0] = 99.0
         raise MergeError("half way")
 
     with monkeypatch.context() as patch:
-        patch.setattr("merge_core.apply.run_step", half)
+        patch.setattr("merge_core.apply.execute", half)
         with pytest.raises(MergeError, match="half way"):
             apply(other, bench)
     apply(good, bench)
@@ -149,7 +149,7 @@ def test_live_parameters_are_written_in_place(parents):
 def test_equal_buffers_are_copied():
     mask = torch.tensor([True, False])
     out = torch.zeros(2, dtype=torch.bool)
-    run_step(buffer_step(), Geometry(Memory({"a": mask, "b": mask.clone()})), out)
+    run_steps([(buffer_step(), out)], Geometry(Memory({"a": mask, "b": mask.clone()})))
     assert torch.equal(out, mask)
 
 
@@ -158,7 +158,7 @@ def test_different_buffers_are_refused():
     with pytest.raises(
         MergeError, match="tensor 'mask' holds no floating-point numbers and differs between a, b;"
     ):
-        run_step(buffer_step(), Geometry(memory), torch.zeros(2, dtype=torch.int64))
+        run_steps([(buffer_step(), torch.zeros(2, dtype=torch.int64))], Geometry(memory))
 
 
 @pytest.fixture(scope="module")

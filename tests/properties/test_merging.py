@@ -13,6 +13,7 @@ from merge_core.registry import Base, find_method, merge_methods
 
 METHODS = tuple(merge_methods())
 TASK_VECTORS = tuple(name for name in METHODS if find_method(name).base is Base.REQUIRED)
+SCALED = tuple(name for name in TASK_VECTORS if find_method(name).parameter("lambda"))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -60,6 +61,8 @@ def test_a_model_merged_with_itself_is_itself(method, one, weight, t):
     known = {p.name for p in found.parameters}
     wanted = {"weight": weight[:count], "t": t, "density": 0.5}
     params = {name: value for name, value in wanted.items() if name in known}
+    if method == "karcher":  # as good as zero
+        assume(one[0].float().norm() > 1e-4)
     merged = fast_merge(method, one * count, one[0], **params)
     torch.testing.assert_close(merged, one[0].float(), rtol=1e-6, atol=1e-7)
 
@@ -149,6 +152,10 @@ def test_scaling_all_models_scales_the_merge(method, power, four, t):
     parents = parents[: min(3, find_method(method).inputs[1] or 3)]
     if method == "slerp":  # vectors as good as zero have no direction
         assume(all(parent.norm() > 1e-6 for parent in parents))
+    if method in {"karcher", "multislerp", "nuslerp"}:
+        starts = 0 if method == "karcher" else base
+        lengths = [(parent - starts).norm() for parent in parents]
+        assume(all(length == 0 or length > 1e-2 for length in lengths))
     known = {p.name for p in find_method(method).parameters}
     wanted = {"weight": 0.75, "t": t, "density": 0.5, "rescale": False}
     params = {name: value for name, value in wanted.items() if name in known}
@@ -158,7 +165,7 @@ def test_scaling_all_models_scales_the_merge(method, power, four, t):
     torch.testing.assert_close(scaled, merged * factor, rtol=1e-5, atol=1e-5 * factor)
 
 
-@pytest.mark.parametrize("method", TASK_VECTORS)
+@pytest.mark.parametrize("method", SCALED)
 @law(tensors(3), st.floats(0.125, 2, width=16))
 def test_lambda_scales_the_merged_task_vector(method, three, scale):
     *parents, _ = (tensor.float() for tensor in three)
@@ -191,7 +198,12 @@ def test_where_all_parents_agree_with_the_base_nothing_changes(method, three, we
     *parents, base = three
     frozen = torch.arange(base.numel()) % 2 == 0
     parents = [torch.where(frozen, base, parent) for parent in parents]
-    merged = fast_merge(method, parents, base, weight=weight)
+    found = find_method(method)
+    parents = parents[: found.inputs[1]]
+    known = {p.name for p in found.parameters}
+    wanted = {"weight": weight, "t": 0.4}
+    params = {name: value for name, value in wanted.items() if name in known}
+    merged = fast_merge(method, parents, base, **params)
     assert torch.equal(merged[frozen], base[frozen].float())
 
 
