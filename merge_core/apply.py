@@ -1,7 +1,7 @@
 """The hot loop: plan + parents → a live model's parameters, in place, changed tensors only."""
 
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,8 @@ from merge_core.kernel import Job, execute
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep
 from merge_core.registry import find_method
+
+_UNSCALED = (("scale", (1.0,)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,25 @@ class Workbench:
             that shares its storage with the embeddings).
         geometry: Figures that every trial shares.
         done: The step that made each slot's present content.
+        lent: The own storage of slots that are a parent's tensor at present.
     """
 
     parents: Parents
     slots: MutableMapping[str, torch.Tensor]
     geometry: Geometry = field(init=False)
     done: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
+    lent: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def __post_init__(self) -> None:
         """Tie the geometry to the parents."""
         self.geometry = Geometry(self.parents)
+
+    def own(self, name: str) -> torch.Tensor:
+        """A slot that may be written to: never a parent's own memory."""
+        slot = self.slots[name]
+        if name in self.lent:
+            slot.data = self.lent.pop(name)
+        return slot
 
 
 def apply(plan: MergePlan, bench: Workbench) -> MergeStats:
@@ -61,15 +72,48 @@ def apply(plan: MergePlan, bench: Workbench) -> MergeStats:
         MergeError: If a method refuses its numbers (weights that sum to zero); the slots then hold
             a mixture, and the next plan rewrites what was touched.
     """
+    return apply_all([(plan, bench)])[0]
+
+
+def apply_all(work: Sequence[tuple[MergePlan, Workbench]]) -> list[MergeStats]:
+    """Make several live models be what their plans describe, reading the parents once.
+
+    Args:
+        work: Plans with their benches; the benches share their geometry, not their slots.
+
+    Raises:
+        MergeError: As `apply`.
+    """
     start = time.perf_counter()
-    pending = [step for step in plan.steps if step.out in bench.slots]
-    pending = [step for step in pending if bench.done.get(step.out) != step]
-    for step in pending:
-        bench.done.pop(step.out, None)
-    run_steps([(step, bench.slots[step.out]) for step in pending], bench.geometry)
-    bench.done.update((step.out, step) for step in pending)
-    kept = sum(step.out in bench.slots for step in plan.steps) - len(pending)
-    return MergeStats(time.perf_counter() - start, len(pending), kept)
+    jobs: list[tuple[MergeStep, torch.Tensor]] = []
+    stats: list[MergeStats] = []
+    for plan, bench in work:
+        steps = [step for step in plan.steps if step.out in bench.slots]
+        pending = [step for step in steps if bench.done.get(step.out) != step]
+        for step in pending:
+            bench.done.pop(step.out, None)
+        jobs += [(step, bench.own(step.out)) for step in pending if not _lent(step, bench)]
+        stats.append(MergeStats(0.0, len(pending), len(steps) - len(pending)))
+    run_steps(jobs, work[0][1].geometry)
+    for plan, bench in work:
+        bench.done.update((step.out, step) for step in plan.steps if step.out in bench.slots)
+    seconds = time.perf_counter() - start
+    return [MergeStats(seconds, each.written, each.kept) for each in stats]
+
+
+def _lent(step: MergeStep, bench: Workbench) -> bool:
+    """Let a slot be a parent's tensor itself where a step only passes it through: no byte moves."""
+    if step.method != "passthrough" or step.params != _UNSCALED or step.rounding is not None:
+        return False
+    slot = bench.slots[step.out]
+    if not isinstance(slot, torch.nn.Parameter):
+        return False  # a view into packed weights has to be written
+    tensor = bench.parents.tensor(step.inputs[0].parent, step.inputs[0].name)
+    if tensor.dtype != slot.dtype or tensor.device != slot.device or not tensor.is_contiguous():
+        return False
+    bench.lent.setdefault(step.out, slot.data)
+    slot.data = tensor
+    return True
 
 
 @torch.inference_mode()
@@ -95,7 +139,9 @@ def run_steps(steps: Iterable[tuple[MergeStep, torch.Tensor]], geometry: Geometr
 
 def _job(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> Job:
     assert step.method is not None
-    group = TensorGroup(step.out, step.inputs, step.base, step.rounding, step.seed, geometry)
+    group = TensorGroup(
+        step.out, step.inputs, step.base, step.rounding, step.seed, geometry, step.compat
+    )
     keywords = {"lambda_" if name == "lambda" else name: value for name, value in step.params}
     return Job(find_method(step.method).combine(group, **keywords), group, out)
 

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -15,6 +14,7 @@ from merge_core.checkpoint import DTYPES, INDEX, SINGLE, open_checkpoint
 from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry
+from merge_core.mapped import map_file
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep
 
@@ -52,9 +52,8 @@ def write_model(
     """
     with new_folder(folder) as draft:
         shards = list(_shards(plan.steps, shard_bytes))
-        geometry = Geometry(parents)
         for number, steps in enumerate(shards, 1):
-            _write_shard(draft / _shard_name(number, len(shards)), steps, geometry, progress)
+            _write_shard(draft / _shard_name(number, len(shards)), steps, parents, progress)
         if len(shards) > 1:
             _write_index(draft, shards)
         (draft / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
@@ -136,22 +135,38 @@ def _shard_name(number: int, count: int) -> str:
 def _write_shard(
     path: Path,
     steps: list[MergeStep],
-    geometry: Geometry,
+    parents: Parents,
     progress: Callable[[str], None] | None,
 ) -> None:
-    """The safetensors format: 8 bytes of header length, a JSON header, the tensors in its order."""
-    with path.open("wb") as file:
-        _write_header(file, steps)
-        for step in steps:
-            out = torch.empty(step.shape, dtype=step.dtype, device=geometry.parents.device)
-            run_steps([(step, out)], geometry)
-            file.write(out.cpu().reshape(-1).view(torch.uint8).numpy().data)
-            geometry.parents.forget()
-            if progress:
-                progress(step.out)
+    """The safetensors format: 8 bytes of header length, a JSON header, the tensors in its order.
+
+    Tensors are merged straight into the mapped file, so that none of them takes memory.
+    """
+    header = _header(steps)
+    path.write_bytes(header)
+    file = map_file(path, len(header) + sum(map(_bytes, steps)))
+    at = len(header)
+    for step in steps:
+        place = file[at : at + _bytes(step)]
+        at += _bytes(step)
+        # Geometry of its own: figures of a tensor that is written are of no more use.
+        _write(step, Geometry(parents), place)
+        parents.forget()
+        if progress:
+            progress(step.out)
 
 
-def _write_header(file: BinaryIO, steps: list[MergeStep]) -> None:
+def _write(step: MergeStep, geometry: Geometry, place: torch.Tensor) -> None:
+    fits = place.storage_offset() % step.dtype.itemsize == 0
+    if fits and geometry.parents.device.type == "cpu":
+        run_steps([(step, place.view(step.dtype).view(step.shape))], geometry)
+        return
+    out = torch.empty(step.shape, dtype=step.dtype, device=geometry.parents.device)
+    run_steps([(step, out)], geometry)
+    place.copy_(out.cpu().reshape(-1).view(torch.uint8))
+
+
+def _header(steps: list[MergeStep]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for step in steps:
@@ -161,9 +176,9 @@ def _write_header(file: BinaryIO, steps: list[MergeStep]) -> None:
             "data_offsets": [at, at + _bytes(step)],
         }
         at += _bytes(step)
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    file.write(len(header).to_bytes(8, "little") + header)
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # tensors begin on cache lines
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write_index(folder: Path, shards: list[list[MergeStep]]) -> None:

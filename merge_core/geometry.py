@@ -18,10 +18,12 @@ from merge_core.combination import (
     Nothing,
     Scored,
     Selection,
+    Stream,
     TensorRef,
     Window,
 )
 from merge_core.magnitudes import find_cut, measure
+from merge_core.mapped import lay_down
 from merge_core.masks import BLOCK, LEVELS, density_limit, random_bits, random_stream, select
 from merge_core.parents import Parents
 
@@ -100,7 +102,7 @@ class TensorGroup:
         if density <= 0:
             return Nothing()
         limit = density_limit(density)
-        return None if limit >= BLOCK else Bernoulli(limit, self._stream(parent))
+        return None if limit >= BLOCK else Bernoulli(limit, self.stream(parent))
 
     def ranked(self, parent: int, density: float, epsilon: float) -> Selection:
         """Keep an element of rank r of n in its row with probability density + epsilon * s.
@@ -192,7 +194,8 @@ class TensorGroup:
         cuts = self.once(("cuts", parent), dict[int, Cut | None])
         return _kept_few(cuts, count, lambda: find_cut(vector, magnitudes, count))
 
-    def _stream(self, parent: int):  # noqa: ANN202
+    def stream(self, parent: int) -> Stream:
+        """The parent's stream of random numbers for this tensor."""
         return random_stream(self.seed, self.name, parent)
 
 
@@ -223,8 +226,10 @@ class Geometry:
         return self.tensor(ref).reshape(-1)
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Lay a tensor down where memory pressure can drop it."""
-        return tensor
+        """A derived tensor on the merge's device; on the CPU where memory pressure can drop it."""
+        if self.parents.device.type == "cpu":
+            return lay_down(tensor, self.parents.scratch)
+        return tensor.to(self.parents.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +303,7 @@ def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
     """
     shape = group.shape
     columns = shape[-1] if len(shape) else 1
-    stream = group._stream(parent)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    stream = group.stream(parent)
     scores = torch.empty(shape.numel(), dtype=torch.uint16)
     rows = max(1, (1 << 20) // max(1, columns))
     size = group.whole(parent).abs().reshape(-1, columns) if shape.numel() else None
@@ -311,7 +316,7 @@ def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
         numbers = random_bits(stream, start, part.numel(), part.device).view(part.shape)
         score = (numbers + BLOCK * epsilon * (1 - 2 * share)).floor().clamp(0, BLOCK - 1)
         scores[start : start + part.numel()] = score.to(torch.uint16).reshape(-1).cpu()
-    return group.geometry.keep(scores.to(size.device) if size is not None else scores)
+    return group.geometry.keep(scores)
 
 
 def _kept_few(known: dict[Any, _T], key: Hashable, compute: Callable[[], _T]) -> _T:

@@ -22,7 +22,8 @@ from merge_core.combination import (
 from merge_core.geometry import TensorGroup
 from merge_core.tiled import divisor, execute_tiled, sources
 
-_FEW_TILES = 512  # per thread: below, starting threads costs more than they save
+_RUN = 128  # tiles that one candidate takes in turn: with four parents, half of a 1 MiB cache
+_FEW_RUNS = 4  # per thread: below, starting threads costs more than they save
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,13 @@ class Job:
     out: torch.Tensor
 
 
+_Batch = list[tuple[Job, list[tuple[int, int]]]]
+"""Jobs with the addresses and dtype codes of output, base and inputs."""
+
+
 def execute(jobs: Iterable[Job]) -> None:
     """Write merged tensors, in float32 arithmetic with one rounding at the end."""
-    batches: dict[object, list[tuple[Job, list[tuple[int, int]]]]] = {}
+    batches: dict[tuple[type, int], _Batch] = {}
     for job in jobs:
         places = _places(job)
         if places is None:
@@ -47,8 +52,8 @@ def execute(jobs: Iterable[Job]) -> None:
         else:
             kind = (type(job.combination), len(places))
             batches.setdefault(kind, []).append((job, places))
-    for (kind, _), batch in batches.items():  # pyright: ignore[reportGeneralTypeIssues]
-        (_run_linear if kind is Linear else _run_task_vectors)(batch)  # pyright: ignore
+    for (kind, _), batch in batches.items():
+        (_run_linear if kind is Linear else _run_task_vectors)(batch)
 
 
 def _places(job: Job) -> list[tuple[int, int]] | None:
@@ -69,7 +74,7 @@ def _places(job: Job) -> list[tuple[int, int]] | None:
     return places
 
 
-def _run_linear(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
+def _run_linear(batch: _Batch) -> None:
     from merge_core import native
 
     table = np.array([places for _, places in batch], np.int64)
@@ -78,10 +83,10 @@ def _run_linear(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
     codes = np.ascontiguousarray(table[:, 1:, 1])
     addresses = np.ascontiguousarray(table[:, 1:, 0])
     head = np.ascontiguousarray(table[:, 0].T)
-    _spread(native.linear, (head[0], head[1], addresses, codes, weights, numel), numel, weights.shape[1])
+    _spread(native.linear, (head[0], head[1], addresses, codes, weights, numel), batch, numel)
 
 
-def _run_task_vectors(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
+def _run_task_vectors(batch: _Batch) -> None:
     from merge_core import native
 
     table = np.array([places for _, places in batch], np.int64)
@@ -103,7 +108,7 @@ def _run_task_vectors(batch: list[tuple[Job, list[tuple[int, int]]]]) -> None:
     head = np.ascontiguousarray(table[:, :2].transpose(1, 2, 0))
     addresses, codes = (np.ascontiguousarray(table[:, 2:, i]) for i in (0, 1))
     arguments = (*head[0], *head[1], addresses, codes, numel, kinds, reals, wholes, options)
-    _spread(native.task_vectors, arguments, numel, shape[1])
+    _spread(native.task_vectors, arguments, batch, numel)
 
 
 def _options(form: TaskVectors, short: bool) -> tuple[float, ...]:
@@ -138,21 +143,40 @@ def _describe(selection: Selection, reals: np.ndarray, wholes: np.ndarray) -> in
             return 4
 
 
-def _spread(loop: Any, arguments: Sequence[Any], numel: np.ndarray, parents: int) -> None:
+def _spread(loop: Any, arguments: Sequence[Any], batch: _Batch, numel: np.ndarray) -> None:
     """Run a loop over all tiles, shared among as many threads as torch uses."""
-    from merge_core.native import TILE, scratch_bytes
+    from merge_core.native import scratch_bytes
 
-    tiles = int((-(-numel // TILE)).sum())
-    threads = max(1, min(torch.get_num_threads(), tiles // _FEW_TILES))
-    bounds = [tiles * i // threads for i in range(threads + 1)]
+    runs = _runs(batch, numel)
+    threads = max(1, min(torch.get_num_threads(), len(runs) // _FEW_RUNS))
 
-    def run(thread: int) -> None:
-        scratch = np.empty(scratch_bytes(parents) + 64, np.uint8)
+    def run(part: np.ndarray) -> None:
+        scratch = np.empty(scratch_bytes(len(batch[0][1])) + 64, np.uint8)
         aligned = -(-scratch.ctypes.data // 64) * 64
-        loop(*arguments, bounds[thread], bounds[thread + 1], aligned)
+        loop(*arguments, part, aligned)
 
     if threads == 1:
-        run(0)
+        run(runs)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, range(threads)))
+        list(pool.map(run, np.array_split(runs, threads)))
+
+
+def _runs(batch: _Batch, numel: np.ndarray) -> np.ndarray:
+    """Job, first tile and end of each run, `(runs, 3)`.
+
+    Jobs of one output tensor, which are those of several candidates, take turns run by run: the
+    sources come from memory for the first and from the cache for the others.
+    """
+    from merge_core.native import TILE
+
+    tiles = -(-numel // TILE)
+    counts = -(-tiles // _RUN)
+    jobs = np.repeat(np.arange(len(batch)), counts)
+    first = (np.arange(len(jobs)) - np.repeat(counts.cumsum() - counts, counts)) * _RUN
+    runs = np.stack([jobs, first, np.minimum(first + _RUN, tiles[jobs])], 1)
+    tensors: dict[str, int] = {}
+    tensor = np.array([tensors.setdefault(job.group.name, len(tensors)) for job, _ in batch])
+    if len(tensors) < len(batch):
+        runs = runs[np.lexsort((jobs, first, tensor[jobs]))]
+    return runs

@@ -34,7 +34,8 @@ class TaskVector(Protocol):
 
     def native(self) -> tuple[int, int, int, int] | None:
         """Address and dtype code of the base (0, 0 for none) and of the parent, if compiled loops
-        can read them."""
+        can read them.
+        """
         ...
 
 
@@ -91,7 +92,7 @@ def find_cut(vector: TaskVector, magnitudes: Magnitudes, count: int) -> Cut | No
     if count <= 0:
         return Cut(float("inf"), 0)
     at = int(np.searchsorted(magnitudes.counts, count))
-    if at >= len(magnitudes.bins) or magnitudes.bins[at] == 0 and _all_zero(magnitudes, at):
+    if at >= len(magnitudes.bins) or (magnitudes.bins[at] == 0 and _all_zero(magnitudes, at)):
         return None
     number = int(magnitudes.bins[at])
     above = int(magnitudes.counts[at - 1]) if at else 0
@@ -110,9 +111,7 @@ def _all_zero(magnitudes: Magnitudes, at: int) -> bool:
     return int(magnitudes.counts[at]) - above == int(magnitudes.grid[at])
 
 
-def _position(
-    vector: TaskVector, magnitudes: Magnitudes, at: int, size: float, rank: int
-) -> int:
+def _position(vector: TaskVector, magnitudes: Magnitudes, at: int, size: float, rank: int) -> int:
     """Position of the rank-th element of a grid value."""
     native = vector.native()
     if native is None or magnitudes.ties is None:

@@ -102,9 +102,7 @@ def before(cut: Cut, size: torch.Tensor, start: int) -> torch.Tensor:
     return ~(size <= cut.threshold) | ((size == cut.threshold) & (places < cut.index))
 
 
-def _window(
-    delta: torch.Tensor, start: int, first: Cut | None, last: Cut | None
-) -> torch.Tensor:
+def _window(delta: torch.Tensor, start: int, first: Cut | None, last: Cut | None) -> torch.Tensor:
     if first is None and last is not None:
         return _largest(delta, last.threshold, last.index - start)
     size = delta.abs()

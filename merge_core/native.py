@@ -40,8 +40,8 @@ def scratch_bytes(parents: int) -> int:
 
 
 @nb.njit(**_OUTER)
-def linear(out, out_code, srcs, codes, weights, numel, first, last, scratch):
-    """Write tiles `first` to `last` of the jobs' tensors: sum of weights times sources.
+def linear(out, out_code, srcs, codes, weights, numel, runs, scratch):
+    """Write runs of tiles of the jobs' tensors: sum of weights times sources.
 
     Args:
         out: int64 addresses, `(jobs,)`.
@@ -50,57 +50,56 @@ def linear(out, out_code, srcs, codes, weights, numel, first, last, scratch):
         codes: Dtype codes, `(jobs, sources)`.
         weights: float32, `(jobs, sources)`.
         numel: `(jobs,)`.
-        first: Tile to begin with, counted over all jobs.
-        last: Tile to stop before.
+        runs: What to write in which order: job, first tile, tile to stop before, `(runs, 3)`.
         scratch: Address of `scratch_bytes(sources)` bytes.
     """
-    job, tile = _seek(numel, first)
-    for _ in range(last - first):
-        start = tile * TILE
-        n = min(TILE, numel[job] - start)
-        acc = _row(scratch, 0, n)
-        begun = False
-        k = 0
-        while k < srcs.shape[1]:
-            w = weights[job, k]
-            if w == _ZERO:
-                k += 1
-                continue
-            x = srcs[job, k]
-            pair = (
-                k + 1 < srcs.shape[1]
-                and codes[job, k] == BFLOAT16
-                and codes[job, k + 1] == BFLOAT16
-                and weights[job, k + 1] != _ZERO
-            )
-            if pair:
-                v = weights[job, k + 1]
-                y = nb.carray(_u16(srcs[job, k + 1] + 2 * start), (n,))
-                if begun:
-                    _add_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
+    for run in range(runs.shape[0]):
+        job = runs[run, 0]
+        for tile in range(runs[run, 1], runs[run, 2]):
+            start = tile * TILE
+            n = min(TILE, numel[job] - start)
+            acc = _row(scratch, 0, n)
+            begun = False
+            k = 0
+            while k < srcs.shape[1]:
+                w = weights[job, k]
+                if w == _ZERO:
+                    k += 1
+                    continue
+                x = srcs[job, k]
+                pair = (
+                    k + 1 < srcs.shape[1]
+                    and codes[job, k] == BFLOAT16
+                    and codes[job, k + 1] == BFLOAT16
+                    and weights[job, k + 1] != _ZERO
+                )
+                if pair:
+                    v = weights[job, k + 1]
+                    y = nb.carray(_u16(srcs[job, k + 1] + 2 * start), (n,))
+                    if begun:
+                        _add_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
+                    else:
+                        _set_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
+                    k += 2
                 else:
-                    _set_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
-                k += 2
-            else:
-                value = _row(scratch, 1, n)
-                _widen(value, x, codes[job, k], start)
-                if begun:
-                    _add(acc, value, w)
-                else:
-                    _set(acc, value, w)
-                k += 1
-            begun = True
-        if not begun:
-            _clear(acc)
-        _store(out[job], out_code[job], start, scratch, n)
-        job, tile = _next(job, tile, numel)
+                    value = _row(scratch, 1, n)
+                    _widen(value, x, codes[job, k], start)
+                    if begun:
+                        _add(acc, value, w)
+                    else:
+                        _set(acc, value, w)
+                    k += 1
+                begun = True
+            if not begun:
+                _clear(acc)
+            _store(out[job], out_code[job], start, scratch, n)
 
 
 @nb.njit(**_OUTER)
 def task_vectors(
-    out, out_code, base, base_code, srcs, codes, numel, kinds, reals, wholes, options, first, last, scratch
+    out, out_code, base, base_code, srcs, codes, numel, kinds, reals, wholes, options, runs, scratch
 ):
-    """Write tiles `first` to `last` of the jobs' tensors: base plus merged task vectors.
+    """Write runs of tiles of the jobs' tensors: base plus merged task vectors.
 
     Args:
         out: int64 addresses, `(jobs,)`.
@@ -116,78 +115,79 @@ def task_vectors(
             a window (-1 for none); limit, key, half; or limit and address of the scores.
         options: float32 scale, divisor, consensus, normalize, and whether all is bfloat16, kept
             and simply summed, `(jobs, 5)`.
-        first: Tile to begin with, counted over all jobs.
-        last: Tile to stop before.
+        runs: What to write in which order: job, first tile, tile to stop before, `(runs, 3)`.
         scratch: Address of `scratch_bytes(parents)` bytes.
     """
     parents = srcs.shape[1]
-    job, tile = _seek(numel, first)
-    for _ in range(last - first):
-        start = tile * TILE
-        n = min(TILE, numel[job] - start)
-        acc = _row(scratch, 0, n)
-        root = _row(scratch, 1, n)
-        if options[job, 4] == _ONE and 1 < parents < 4:
-            scale = options[job, 0] / options[job, 1]
-            r = nb.carray(_u16(base[job] + 2 * start), (n,))
-            x = nb.carray(_u16(srcs[job, 0] + 2 * start), (n,))
-            y = nb.carray(_u16(srcs[job, 1] + 2 * start), (n,))
-            u, v = reals[job, 0, 1], reals[job, 1, 1]
-            if parents == 2:
-                _two_offsets(acc, r, x, y, u, v, scale)
+    for run in range(runs.shape[0]):
+        job = runs[run, 0]
+        for tile in range(runs[run, 1], runs[run, 2]):
+            start = tile * TILE
+            n = min(TILE, numel[job] - start)
+            acc = _row(scratch, 0, n)
+            root = _row(scratch, 1, n)
+            if options[job, 4] == _ONE and 1 < parents < 4:
+                scale = options[job, 0] / options[job, 1]
+                r = nb.carray(_u16(base[job] + 2 * start), (n,))
+                x = nb.carray(_u16(srcs[job, 0] + 2 * start), (n,))
+                y = nb.carray(_u16(srcs[job, 1] + 2 * start), (n,))
+                u, v = reals[job, 0, 1], reals[job, 1, 1]
+                if parents == 2:
+                    _two_offsets(acc, r, x, y, u, v, scale)
+                else:
+                    z = nb.carray(_u16(srcs[job, 2] + 2 * start), (n,))
+                    _three_offsets(acc, r, x, y, z, u, v, reals[job, 2, 1], scale)
+                _store(out[job], out_code[job], start, scratch, n)
+                continue
+            _fetch(base[job], base_code[job], start + TILE)
+            _widen(root, base[job], base_code[job], start)
+            for k in range(parents):
+                _fetch(srcs[job, k], codes[job, k], start + TILE)
+                row = _row(scratch, 6 + k, n)
+                _selected(
+                    row,
+                    root,
+                    srcs[job, k],
+                    codes[job, k],
+                    start,
+                    reals[job, k, 1],
+                    kinds[job, k],
+                    reals[job, k, 2],
+                    reals[job, k, 3],
+                    wholes[job, k, 0],
+                    wholes[job, k, 1],
+                    wholes[job, k, 2],
+                    scratch,
+                    k > 0
+                    and kinds[job, k - 1] == BERNOULLI
+                    and reals[job, k - 1, 1] != _ZERO
+                    and wholes[job, k - 1, 1] == wholes[job, k, 1],
+                )
+            scale = options[job, 0]
+            normalize = options[job, 3] != _ZERO
+            if options[job, 2] == _ZERO:
+                _sum(scratch, parents, n)
+                _finish(acc, root, scale / options[job, 1])
+            elif parents == 1:
+                a = _row(scratch, 6, n)
+                _agree1(acc, root, a, reals[job, 0, 0], scale, normalize)
+            elif parents == 2:
+                a, b = _row(scratch, 6, n), _row(scratch, 7, n)
+                if normalize:
+                    _share2(acc, root, a, b, _shares(reals[job, 0, 0], reals[job, 1, 0], scale))
+                else:
+                    _agree2(acc, root, a, b, scale)
+            elif parents == 3:
+                a, b = _row(scratch, 6, n), _row(scratch, 7, n)
+                c = _row(scratch, 8, n)
+                if normalize:
+                    u, v, w = reals[job, 0, 0], reals[job, 1, 0], reals[job, 2, 0]
+                    _share3(acc, root, a, b, c, u, v, w, scale)
+                else:
+                    _agree3(acc, root, a, b, c, scale)
             else:
-                z = nb.carray(_u16(srcs[job, 2] + 2 * start), (n,))
-                _three_offsets(acc, r, x, y, z, u, v, reals[job, 2, 1], scale)
+                _agree(scratch, parents, n, reals[job, :, 0], scale, normalize)
             _store(out[job], out_code[job], start, scratch, n)
-            job, tile = _next(job, tile, numel)
-            continue
-        _fetch(base[job], base_code[job], start + TILE)
-        _widen(root, base[job], base_code[job], start)
-        for k in range(parents):
-            _fetch(srcs[job, k], codes[job, k], start + TILE)
-            row = _row(scratch, 6 + k, n)
-            _selected(
-                row,
-                root,
-                srcs[job, k],
-                codes[job, k],
-                start,
-                reals[job, k, 1],
-                kinds[job, k],
-                reals[job, k, 2],
-                reals[job, k, 3],
-                wholes[job, k, 0],
-                wholes[job, k, 1],
-                wholes[job, k, 2],
-                scratch,
-                k > 0 and kinds[job, k - 1] == BERNOULLI and wholes[job, k - 1, 1] == wholes[job, k, 1],
-            )
-        scale = options[job, 0]
-        normalize = options[job, 3] != _ZERO
-        if options[job, 2] == _ZERO:
-            _sum(scratch, parents, n)
-            _finish(acc, root, scale / options[job, 1])
-        elif parents == 1:
-            a = _row(scratch, 6, n)
-            _agree1(acc, root, a, reals[job, 0, 0], scale, normalize)
-        elif parents == 2:
-            a, b = _row(scratch, 6, n), _row(scratch, 7, n)
-            if normalize:
-                _share2(acc, root, a, b, _shares(reals[job, 0, 0], reals[job, 1, 0], scale))
-            else:
-                _agree2(acc, root, a, b, scale)
-        elif parents == 3:
-            a, b = _row(scratch, 6, n), _row(scratch, 7, n)
-            c = _row(scratch, 8, n)
-            if normalize:
-                u, v, w = reals[job, 0, 0], reals[job, 1, 0], reals[job, 2, 0]
-                _share3(acc, root, a, b, c, u, v, w, scale)
-            else:
-                _agree3(acc, root, a, b, c, scale)
-        else:
-            _agree(scratch, parents, n, reals[job, :, 0], scale, normalize)
-        _store(out[job], out_code[job], start, scratch, n)
-        job, tile = _next(job, tile, numel)
 
 
 @nb.njit(**_OUTER)
@@ -274,26 +274,6 @@ def _fetch(address, code, start):
     """Ask for a source's next tile while this one is worked on; past the end it does nothing."""
     width = 4 if code == FLOAT32 else 2
     _prefetch(address + width * start, width * TILE // 64)
-
-
-@nb.njit(**_INNER)
-def _seek(numel, tile):
-    job = 0
-    while tile >= (numel[job] + TILE - 1) // TILE:
-        tile -= (numel[job] + TILE - 1) // TILE
-        job += 1
-        if job == numel.size:
-            break
-    return job, tile
-
-
-@nb.njit(**_INNER)
-def _next(job, tile, numel):
-    tile += 1
-    while job < numel.size and tile * TILE >= numel[job]:
-        job += 1
-        tile = 0
-    return job, tile
 
 
 @nb.njit(**_INNER)

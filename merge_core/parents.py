@@ -1,7 +1,5 @@
 """The parents' tensors during a search: mapped files on the CPU, copies on an accelerator."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from merge_core.checkpoint import Checkpoint
-from merge_core.errors import MergeError
+from merge_core.mapped import lay_down
 
 
 class Parents:
@@ -46,7 +44,7 @@ class Parents:
             checkpoint = self.checkpoints[parent]
             tensor = self.of(checkpoint, name)
             if name in checkpoint.derived and self.device.type == "cpu":
-                tensor = _laid_down(tensor, self.scratch)
+                tensor = lay_down(tensor, self.scratch)
             self._tensors[key] = tensor.to(self.device)
         return self._tensors[key]
 
@@ -71,28 +69,3 @@ class Parents:
             opened: Any = safe_open(path, framework="pt")
             self._files[path] = opened.__enter__()
         return self._files[path].get_tensor(name)
-
-
-def _laid_down(tensor: torch.Tensor, folder: Path | None) -> torch.Tensor:
-    """The same tensor mapped from a file, so that memory pressure can drop it during a search."""
-    if not tensor.numel():
-        return tensor
-    size = tensor.numel() * tensor.dtype.itemsize
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".outcross-") as file:
-        _reserve(file.fileno(), size, Path(file.name).parent)
-        mapped = torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
-    mapped = mapped.view(tensor.dtype).view(tensor.shape)
-    return mapped.copy_(tensor)
-
-
-def _reserve(file: int, size: int, folder: Path) -> None:
-    """Take the room now: a full disk that shows only when the map is written kills the process."""
-    if not hasattr(os, "posix_fallocate"):  # macOS
-        return
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        raise MergeError(
-            f"{folder}: no room for {size} bytes of a tensor that no file holds "
-            f"({error.strerror}); free some, or put the output on a larger disk"
-        ) from None

@@ -2,7 +2,7 @@
 
 import torch
 
-from merge_core.combination import Combination, Elementwise, Linear, TaskVectors
+from merge_core.combination import Combination, Elementwise, Linear, TaskVectors, TensorRef
 from merge_core.geometry import TensorGroup, spans, widen
 from merge_core.masks import select
 
@@ -16,14 +16,17 @@ def execute_tiled(combination: Combination, group: TensorGroup, out: torch.Tenso
         out: Contiguous tensor of the inputs' shape, any floating dtype; overwritten.
     """
     flat = out.view(-1)
-    inputs = [group.geometry.flat(ref) for ref in sources(combination, group)]
+    refs = sources(combination, group)
+    inputs = [group.geometry.flat(ref) for ref in refs]
+    # Derived tensors were made of inputs that had been rounded already.
+    rounding = [None if ref in group.geometry.derived else group.dtype for ref in refs]
     base = group.geometry.flat(group.base) if group.base else None
     for start, end in spans(flat):
         parts = [source[start:end] for source in inputs]
         root = None if base is None else widen(base[start:end], group.dtype)
         match combination:
             case Linear():
-                merged = _linear(combination, parts, group.dtype)
+                merged = _linear(combination, parts, rounding)
             case TaskVectors():
                 assert root is not None  # the method asked for it; planned so
                 merged = _task_vectors(combination, parts, root, start, group.dtype)
@@ -35,7 +38,7 @@ def execute_tiled(combination: Combination, group: TensorGroup, out: torch.Tenso
         flat[start:end].copy_(merged)
 
 
-def sources(combination: Combination, group: TensorGroup):  # noqa: ANN201
+def sources(combination: Combination, group: TensorGroup) -> tuple[TensorRef, ...]:
     """The tensors that a combination reads beside the base."""
     if isinstance(combination, Linear) and combination.sources is not None:
         return combination.sources
@@ -43,10 +46,10 @@ def sources(combination: Combination, group: TensorGroup):  # noqa: ANN201
 
 
 def _linear(
-    combination: Linear, parts: list[torch.Tensor], dtype: torch.dtype | None
+    combination: Linear, parts: list[torch.Tensor], rounding: list[torch.dtype | None]
 ) -> torch.Tensor:
     total: torch.Tensor | None = None
-    for coefficient, part in zip(combination.coefficients, parts, strict=True):
+    for coefficient, part, dtype in zip(combination.coefficients, parts, rounding, strict=True):
         if coefficient == 0:
             continue  # 0 * inf, and the sign of zero: a one-hot merge is that parent, bit for bit
         values = widen(part, dtype)

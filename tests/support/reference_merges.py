@@ -297,6 +297,7 @@ class Memory:
     """Stands in for `Parents`: one tensor for each parent, from memory."""
 
     device = torch.device("cpu")
+    scratch = None
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
