@@ -13,7 +13,11 @@ from merge_core.registry import Base, find_method, merge_methods
 
 METHODS = tuple(merge_methods())
 TASK_VECTORS = tuple(name for name in METHODS if find_method(name).base is Base.REQUIRED)
-SCALED = tuple(name for name in TASK_VECTORS if find_method(name).parameter("lambda"))
+SCALED = tuple(
+    name
+    for name in TASK_VECTORS
+    if {"weight", "lambda"} <= {p.name for p in find_method(name).parameters}
+)
 ABSOLUTE = {"nearswap", "ram", "ramplus_tl"}  # they compare differences with a fixed size
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
