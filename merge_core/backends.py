@@ -1,7 +1,9 @@
-"""Which loops do the arithmetic: compiled ones on the CPU where they can be had, else plain torch."""
+"""Which loops do the arithmetic: compiled ones on the CPU, plain torch elsewhere."""
 
 import functools
+import importlib
 import os
+from typing import Any
 
 import torch
 
@@ -27,3 +29,8 @@ def address(tensor: torch.Tensor) -> tuple[int, int] | None:
     if code is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return None
     return tensor.data_ptr(), code
+
+
+def native() -> Any:
+    """The compiled loops, imported when first needed: they take a second to load."""
+    return importlib.import_module("merge_core.native")

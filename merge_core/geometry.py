@@ -110,8 +110,8 @@ class TensorGroup:
         s runs evenly from -1 for the row's smallest |delta| to 1 for its largest. The density
         counts in steps of 1/4096.
         """
-        key = ("scores", parent, epsilon, self.name, self.seed)
-        scores = self.once(key, lambda: _scores(self, parent, epsilon))
+        known = self.once(("scores", parent, self.name, self.seed), dict[float, torch.Tensor])
+        scores = _kept_few(known, epsilon, lambda: _scores(self, parent, epsilon))
         return Scored(density_limit(density), f"{self.name}/{parent}/{epsilon}", scores)
 
     def rescale(self, parent: int, selection: Selection) -> float:
@@ -130,9 +130,8 @@ class TensorGroup:
                 levels = self.once(key, lambda: _levels(self, parent, selection))
                 return float(levels[limit // _STEP])
             case Scored(limit, name):
-                levels = self.once(
-                    ("levels", parent, name), lambda: _levels(self, parent, selection)
-                )
+                known = self.once(("levels", parent), dict[str, np.ndarray])
+                levels = _kept_few(known, name, lambda: _levels(self, parent, selection))
                 return float(levels[limit // _STEP])
             case _:
                 sums = self.once(("l1", parent), dict[Selection, float])
@@ -252,7 +251,7 @@ class _Vector:
             return None
         source = address(group.geometry.tensor(group.inputs[self.parent]))
         base = address(group.geometry.tensor(group.base)) if group.base else (0, 0)
-        return (*base, *source) if base and source else None
+        return (base[0], base[1], source[0], source[1]) if base and source else None
 
 
 def spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:

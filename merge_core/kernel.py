@@ -1,4 +1,4 @@
-"""Execute what methods decided: compiled loops over whole models where they fit, else piece by piece."""
+"""Execute what methods decided: compiled loops over whole models, or torch piece by piece."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from merge_core.backends import address, native_loops
+from merge_core.backends import address, native, native_loops
 from merge_core.combination import (
     Bernoulli,
     Combination,
@@ -75,20 +75,16 @@ def _places(job: Job) -> list[tuple[int, int]] | None:
 
 
 def _run_linear(batch: _Batch) -> None:
-    from merge_core import native
-
     table = np.array([places for _, places in batch], np.int64)
     weights = np.array([job.combination.coefficients for job, _ in batch], np.float32)  # pyright: ignore
     numel = np.array([job.out.numel() for job, _ in batch], np.int64)
     codes = np.ascontiguousarray(table[:, 1:, 1])
     addresses = np.ascontiguousarray(table[:, 1:, 0])
     head = np.ascontiguousarray(table[:, 0].T)
-    _spread(native.linear, (head[0], head[1], addresses, codes, weights, numel), batch, numel)
+    _spread(native().linear, (head[0], head[1], addresses, codes, weights, numel), batch, numel)
 
 
 def _run_task_vectors(batch: _Batch) -> None:
-    from merge_core import native
-
     table = np.array([places for _, places in batch], np.int64)
     forms: list[Any] = [job.combination for job, _ in batch]
     numel = np.array([job.out.numel() for job, _ in batch], np.int64)
@@ -101,14 +97,14 @@ def _run_task_vectors(batch: _Batch) -> None:
         reals[row, :, 1] = form.factors
         for column, selection in enumerate(form.selections):
             kinds[row, column] = _describe(selection, reals[row, column], wholes[row, column])
-    short = (table[:, :, 1] == native.BFLOAT16)[:, 1:].all(1)
+    short = (table[:, :, 1] == native().BFLOAT16)[:, 1:].all(1)
     options = np.array(
         [_options(form, bool(b)) for form, b in zip(forms, short, strict=True)], np.float32
     )
     head = np.ascontiguousarray(table[:, :2].transpose(1, 2, 0))
     addresses, codes = (np.ascontiguousarray(table[:, 2:, i]) for i in (0, 1))
     arguments = (*head[0], *head[1], addresses, codes, numel, kinds, reals, wholes, options)
-    _spread(native.task_vectors, arguments, batch, numel)
+    _spread(native().task_vectors, arguments, batch, numel)
 
 
 def _options(form: TaskVectors, short: bool) -> tuple[float, ...]:
@@ -145,13 +141,11 @@ def _describe(selection: Selection, reals: np.ndarray, wholes: np.ndarray) -> in
 
 def _spread(loop: Any, arguments: Sequence[Any], batch: _Batch, numel: np.ndarray) -> None:
     """Run a loop over all tiles, shared among as many threads as torch uses."""
-    from merge_core.native import scratch_bytes
-
     runs = _runs(batch, numel)
     threads = max(1, min(torch.get_num_threads(), len(runs) // _FEW_RUNS))
 
     def run(part: np.ndarray) -> None:
-        scratch = np.empty(scratch_bytes(len(batch[0][1])) + 64, np.uint8)
+        scratch = np.empty(native().scratch_bytes(len(batch[0][1])) + 64, np.uint8)
         aligned = -(-scratch.ctypes.data // 64) * 64
         loop(*arguments, part, aligned)
 
@@ -168,9 +162,7 @@ def _runs(batch: _Batch, numel: np.ndarray) -> np.ndarray:
     Jobs of one output tensor, which are those of several candidates, take turns run by run: the
     sources come from memory for the first and from the cache for the others.
     """
-    from merge_core.native import TILE
-
-    tiles = -(-numel // TILE)
+    tiles = -(-numel // native().TILE)
     counts = -(-tiles // _RUN)
     jobs = np.repeat(np.arange(len(batch)), counts)
     first = (np.arange(len(jobs)) - np.repeat(counts.cumsum() - counts, counts)) * _RUN

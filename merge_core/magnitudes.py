@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from merge_core.backends import native as loops
 from merge_core.combination import Cut
 
 BINS = 1 << 15
@@ -33,8 +34,9 @@ class TaskVector(Protocol):
         ...
 
     def native(self) -> tuple[int, int, int, int] | None:
-        """Address and dtype code of the base (0, 0 for none) and of the parent, if compiled loops
-        can read them.
+        """Address and dtype code of the base (0, 0 for none) and of the parent.
+
+        None if compiled loops can't read them.
         """
         ...
 
@@ -116,14 +118,12 @@ def _position(vector: TaskVector, magnitudes: Magnitudes, at: int, size: float, 
     native = vector.native()
     if native is None or magnitudes.ties is None:
         return _position_tiled(vector, size, rank)
-    from merge_core import native as loops
-
     seen = magnitudes.ties[:, at]
     block = int(np.searchsorted(seen, rank))
     left = rank - (int(seen[block - 1]) if block else 0)
     start = block * magnitudes.block
     stop = min(start + magnitudes.block, vector.numel)
-    return int(loops.find_tie(*native, start, stop, np.float32(size), left))
+    return int(loops().find_tie(*native, start, stop, np.float32(size), left))
 
 
 def _position_tiled(vector: TaskVector, size: float, rank: int) -> int:
@@ -141,10 +141,8 @@ def _between(vector: TaskVector, number: int, count: int, rank: int) -> Cut:
     if native is None:
         sizes, places = _off_grid_tiled(vector, number)
     else:
-        from merge_core import native as loops
-
         sizes, places = np.empty(count, np.float32), np.empty(count, np.int64)
-        loops.off_grid(*native, vector.numel, number, sizes, places)
+        loops().off_grid(*native, vector.numel, number, sizes, places)
     order = np.argsort(-sizes, kind="stable")
     last = order[rank - 1]
     return Cut(float(sizes[last]), int(places[last]) + 1)
@@ -175,9 +173,7 @@ def _count_tiled(vector: TaskVector) -> tuple[np.ndarray, np.ndarray]:
 def _count_native(
     native: tuple[int, int, int, int], numel: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    from merge_core import native as loops
-
     counts = np.zeros(BINS, np.int64)
     grid = np.zeros((max(1, -(-numel // block)), BINS), np.uint32)
-    loops.histogram(*native, numel, block, counts, grid)
+    loops().histogram(*native, numel, block, counts, grid)
     return counts, grid

@@ -7,7 +7,7 @@ Arithmetic is strict (no reordering), so equal inputs give equal bits.
 """
 
 # numba compiles this file's functions; its decorators have no types and its loops no other form.
-# pyright: basic, reportMissingTypeStubs=false, reportUntypedFunctionDecorator=false
+# pyright: basic, reportPrivateImportUsage=false, reportCallIssue=false
 
 import numba as nb
 import numpy as np
@@ -27,6 +27,7 @@ _F = np.float32
 _U = np.uint32
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+_NAN = np.float32(np.nan)
 _A16 = np.zeros(1, np.uint16)
 _A32 = np.zeros(1, np.float32)
 
@@ -352,8 +353,10 @@ def _windowed(row, root, src, code, start, factor, upper, lower, first, last):
         if begin < cut_last:
             end = min(end, cut_last)
         low = _ZERO if last < 0 else (lower if begin < cut_last else _after(lower))
-        high = np.inf if first < 0 else (upper if begin < cut_first else _after(upper))
-        _window(row[begin:end], root[begin:end], src, code, start + begin, factor, low, _F(high))
+        high = _NAN if first < 0 else (upper if begin < cut_first else _after(upper))
+        if low != low:  # beyond infinity: nothing but what is no number
+            high = low = _ZERO
+        _window(row[begin:end], root[begin:end], src, code, start + begin, factor, low, high)
         begin = end
 
 
@@ -362,7 +365,7 @@ def _window(row, root, src, code, start, factor, low, high):
     n = row.size
     if code == BFLOAT16:
         x = nb.carray(_u16(src + 2 * start), (n,))
-        if high == np.inf:
+        if high != high:
             _keep_large16(row, root, x, factor, low)
         else:
             _keep_band16(row, root, x, factor, low, high)

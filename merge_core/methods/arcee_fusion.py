@@ -93,7 +93,9 @@ def _divergence(group: TensorGroup, columns: int, precision: torch.dtype) -> tor
         group.geometry.tensor(ref).reshape(-1, columns) for ref in (*group.inputs, group.base)
     ]
     found: list[torch.Tensor] = []
-    for pair in zip(*(t.split(max(1, _ROWS // columns)) for t in tensors), strict=True):
+    step = max(1, _ROWS // columns)
+    for row in range(0, tensors[0].shape[0], step):
+        pair = [tensor[row : row + step] for tensor in tensors]
         p, q = (widen(rows, group.dtype).to(precision).softmax(-1) + _LEAST for rows in pair)
         divergence = (p * (p / q).log()).sum(-1)
         if precision is torch.float64:
