@@ -69,8 +69,8 @@ def apply(plan: MergePlan, bench: Workbench) -> MergeStats:
     after another gives what it gives alone.
 
     Raises:
-        MergeError: If a method refuses its numbers (weights that sum to zero); the slots then hold
-            a mixture, and the next plan rewrites what was touched.
+        MergeError: If a method refuses its numbers (weights that sum to zero), before anything is
+            written.
     """
     return apply_all([(plan, bench)])[0]
 

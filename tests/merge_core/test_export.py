@@ -17,7 +17,7 @@ from merge_core.export import new_folder, verify, write_model
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan
 from merge_core.recipe import from_dict
-from merge_core.registry import merge_methods
+from merge_core.registry import Base, find_method, merge_methods
 
 HALF = {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": 0.5}}
 TIES = {
@@ -68,12 +68,17 @@ def test_the_file_holds_the_bits_that_the_search_has_seen(family, name, recipe, 
 def test_every_method_can_be_written(family, tmp_path):
     parents = parents_of(family("llama"))
     for method in merge_methods():
-        recipe = {"merge_method": method, "base_model": "base", "models": ["a"]}
-        recipe |= {"parameters": {"t": 0.3}} if method == "slerp" else {}
-        if method == "passthrough":
-            del recipe["base_model"]
-        elif method != "slerp":
-            recipe["parameters"] = {"weight": 0.7}
+        found = find_method(method)
+        count = max(1, found.inputs[0] - (found.base in {Base.ENDPOINT, Base.INPUT}))
+        models = ["a", "b"][:count] if method != "passthrough" else ["a"]
+        given = {"t": 0.3, "weight": 0.7, "density": 0.6}
+        known = {parameter.name for parameter in found.parameters}
+        recipe = {
+            "merge_method": method,
+            "base_model": None if method == "passthrough" else "base",
+            "models": models,
+            "parameters": {name: value for name, value in given.items() if name in known},
+        }
         written(recipe, parents, tmp_path / method)
         assert all(tensor.isfinite().all() for tensor in stored_in(tmp_path / method).values())
 

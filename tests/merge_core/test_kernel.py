@@ -1,0 +1,203 @@
+"""Compiled loops and plain torch: one semantics, over dtypes, sizes, threads and batches."""
+
+import itertools
+
+import pytest
+import torch
+from reference_merges import fast_merge
+from tiny_models import write_family
+
+from merge_core import backends
+from merge_core.apply import Workbench, apply, apply_all
+from merge_core.checkpoint import open_checkpoint
+from merge_core.parents import Parents
+from merge_core.plan import compile_plan
+from merge_core.recipe import from_dict
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CASES = {
+    "linear": ("linear", {}),
+    "linear with one left out": ("linear", {"weight": (0.0, 0.5, 0.3, 0.2, 0.1)}),
+    "task_arithmetic": ("task_arithmetic", {"lambda_": 0.7}),
+    "task_arithmetic, normalized": ("task_arithmetic", {"normalize": True}),
+    "ties": ("ties", {"density": (0.3, 0.6, 0.05, 0.9, 0.5)}),
+    "ties, plain sums": ("ties", {"density": 0.4, "normalize": False, "rescale": True}),
+    "ties, one left out": ("ties", {"weight": (0.0, 0.5, 0.3, 0.2, 0.1), "density": 0.5}),
+    "breadcrumbs": ("breadcrumbs", {"density": 0.5, "gamma": 0.1}),
+    "breadcrumbs_ties": ("breadcrumbs_ties", {"density": 0.5, "gamma": 0.1}),
+    "dare_linear": ("dare_linear", {"density": (0.3, 0.5, 0.9, 1.0, 0.2)}),
+    "dare_ties": ("dare_ties", {"density": 0.4, "normalize": True}),
+    "dare_ties, first left out": (
+        "dare_ties",
+        {"weight": (0.0, 0.5, 0.3, 0.2, 0.1), "density": 0.4},
+    ),
+    "della": ("della", {"density": 0.5, "epsilon": 0.2}),
+    "della_linear": ("della_linear", {"density": 0.5}),
+}
+
+
+def with_loops(monkeypatch, kind):
+    monkeypatch.setenv("OUTCROSS_LOOPS", kind)
+    backends.native_loops.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def loops_as_they_were():
+    yield
+    backends.native_loops.cache_clear()
+
+
+def family_of_tensors(count, size, dtype):
+    """Fine-tunes as they are: a third of the magnitudes are tied in 16 bits."""
+    generator = torch.Generator().manual_seed(size + count)
+    base = torch.randn(size, generator=generator) * 0.02
+    parents = [
+        (base + 2e-4 * torch.randn(size, generator=generator)).to(dtype) for _ in range(count)
+    ]
+    return parents, base.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_both_kinds_of_loops_agree(case, dtype, monkeypatch):
+    method, params = CASES[case]
+    for count, size in itertools.product((1, 2, 3, 5), (1, 511, 512, 70_001)):
+        parents, base = family_of_tensors(count, size, dtype)
+        given = {"weight": (0.4, 0.7, 0.3, 0.5, 0.2)} | params
+        given = {k: v[:count] if isinstance(v, tuple) else v for k, v in given.items()}
+        if method == "linear" and sum(given["weight"]) == 0:
+            continue
+        merged = []
+        for kind in ("auto", "plain"):
+            with_loops(monkeypatch, kind)
+            merged.append(fast_merge(method, parents, base, **given))
+        torch.testing.assert_close(*merged, rtol=2e-6, atol=2e-8, msg=f"{count} of {size}")
+
+
+@pytest.mark.parametrize("case", ["linear", "ties", "dare_ties", "della"])
+def test_parents_of_different_dtypes_meet_in_float32(case, monkeypatch):
+    method, params = CASES[case]
+    parents, base = family_of_tensors(3, 1000, torch.float32)
+    parents = [parent.to(dtype) for parent, dtype in zip(parents, DTYPES, strict=True)]
+    merged = []
+    for kind in ("auto", "plain"):
+        with_loops(monkeypatch, kind)
+        given = {"weight": 0.5} | {k: v for k, v in params.items() if not isinstance(v, tuple)}
+        merged.append(fast_merge(method, parents, base, **given))
+    torch.testing.assert_close(*merged, rtol=2e-6, atol=2e-8)
+
+
+@pytest.mark.parametrize("case", ["linear", "task_arithmetic", "ties", "dare_ties"])
+def test_threads_give_the_same_bits(case):
+    method, params = CASES[case]
+    parents, base = family_of_tensors(3, 1_000_003, torch.bfloat16)
+    given = {k: v[:3] if isinstance(v, tuple) else v for k, v in params.items()}
+    merged, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = torch.bfloat16
+            merged.append(
+                fast_merge(method, parents, base, weight=(0.4, 0.7, 0.3), out_dtype=out, **given)
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(merged[0], other) for other in merged[1:])
+
+
+@pytest.mark.parametrize("size", [1, 31, 512, 513])
+def test_an_output_that_lies_anywhere_in_memory_is_written_whole(size):
+    """Stores past the cache need aligned targets; others are written plainly."""
+    parents, _ = family_of_tensors(2, size, torch.bfloat16)
+    from reference_merges import Memory
+
+    from merge_core.apply import run_steps
+    from merge_core.geometry import Geometry, TensorRef
+    from merge_core.plan import MergeStep
+
+    step = MergeStep(
+        "t", (size,), torch.bfloat16, "linear", (TensorRef("0", "t"), TensorRef("1", "t")), None,
+        (("weight", (1.0, 0.0)), ("normalize", True)), None, 0,
+    )  # fmt: skip
+    memory = Memory({"0": parents[0], "1": parents[1]})
+    for offset in (0, 1, 32, 33):
+        around = torch.full((size + 100,), 7.0, dtype=torch.bfloat16)
+        run_steps([(step, around[offset : offset + size])], Geometry(memory))
+        assert torch.equal(around[offset : offset + size], parents[0])
+        assert (around[:offset] == 7).all()
+        assert (around[offset + size :] == 7).all()
+
+
+# Live models.
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    folder = write_family(tmp_path_factory.mktemp("family"), "llama", experts=2)
+    names = ("base", "a", "b")
+    return Parents(
+        {name: open_checkpoint(folder / name, name) for name in names}, torch.device("cpu")
+    )
+
+
+def bench_for(parents, plan, geometry=None):
+    slots = {
+        step.out: torch.nn.Parameter(torch.zeros(step.shape, dtype=step.dtype))
+        for step in plan.steps
+    }
+    bench = Workbench(parents, slots)
+    bench.geometry = geometry or bench.geometry
+    return bench
+
+
+def plan_of(parents, method, **params):
+    recipe = {"merge_method": method, "models": ["a", "b"], "parameters": params}
+    if method != "linear":
+        recipe["base_model"] = "base"
+    return compile_plan(from_dict(recipe), parents.checkpoints)
+
+
+FRANKEN = {
+    "merge_method": "passthrough",
+    "slices": [
+        {"sources": [{"model": "a", "layer_range": [0, 2]}]},
+        {"sources": [{"model": "b", "layer_range": [2, 3]}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+def test_several_candidates_in_one_pass_are_what_each_is_alone(method, parents):
+    plans = [plan_of(parents, method, weight=0.2 + 0.1 * i) for i in range(4)]
+    alone = [bench_for(parents, plan) for plan in plans]
+    for plan, bench in zip(plans, alone, strict=True):
+        apply(plan, bench)
+    geometry = alone[0].geometry
+    together = [bench_for(parents, plan, geometry) for plan in plans]
+    apply_all(list(zip(plans, together, strict=True)))
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(one.slots[name], other.slots[name]) for name in one.slots)
+
+
+def test_a_passed_through_tensor_is_lent_and_never_written_to(parents):
+    franken = compile_plan(from_dict(FRANKEN), parents.checkpoints)
+    bench = bench_for(parents, franken)
+    own = {name: slot.data_ptr() for name, slot in bench.slots.items()}
+    apply(franken, bench)
+    for step in franken.steps:
+        source = parents.tensor(step.inputs[0].parent, step.inputs[0].name)
+        assert bench.slots[step.out].data_ptr() == source.data_ptr()
+    before = {step.out: bench.slots[step.out].detach().clone() for step in franken.steps}
+    apply(plan_of(parents, "linear", weight=0.5), bench)
+    assert {name: slot.data_ptr() for name, slot in bench.slots.items()} == own
+    apply(franken, bench)
+    assert all(torch.equal(bench.slots[name], tensor) for name, tensor in before.items())
+
+
+def test_a_scaled_passthrough_is_written(parents):
+    scaled = compile_plan(from_dict(FRANKEN | {"parameters": {"scale": 0.5}}), parents.checkpoints)
+    bench = bench_for(parents, scaled)
+    apply(scaled, bench)
+    step = scaled.steps[0]
+    source = parents.tensor(step.inputs[0].parent, step.inputs[0].name)
+    assert torch.equal(bench.slots[step.out], source * 0.5)
