@@ -95,7 +95,8 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
             packed.setdefault(place.live, []).append(place)
         elif tensor.data_ptr() not in taken:
             taken.add(tensor.data_ptr())
-            slots[place.stored] = tensor  # the parameter itself: a merge may rebind it
+            # The parameter itself, which a merge may rebind; it is never trained.
+            slots[place.stored] = tensor.requires_grad_(False)
     for live, places in packed.items():
         taken.add(tensors[live].data_ptr())
         slots |= _unpack(tensors[live].data, places)
