@@ -150,7 +150,9 @@ class Theirs:
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its answer."""
-        assert self.process and self.process.stdin and self.process.stdout
+        assert self.process
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -335,7 +337,7 @@ def _swaps() -> Iterator[dict[str, Any]]:
 
 
 def _stacks(layers: int) -> Iterator[dict[str, Any]]:
-    """The lower layers of one parent under the upper ones of another, the rest changing each time."""
+    """The lower layers of one parent under the upper ones of another."""
     for number in range(7):
         cut = 2 + number % (layers - 3)
         lower, upper = TUNES[number % 3], TUNES[(number + 1) % 3]
