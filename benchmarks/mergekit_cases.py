@@ -43,6 +43,7 @@ class Case:
         twin: The float64 reference, or None.
         wanted: Least share of the triad's bandwidth in percent, and least ratio of CPU times.
         random: Whether mergekit draws other masks, so that errors can't be compared.
+        wide: Whether mergekit is timed with dtype float32; our arithmetic is float32 always.
         turns: How often mergekit is timed.
     """
 
@@ -57,6 +58,7 @@ class Case:
     shared: Mapping[str, Span] = field(default_factory=dict)
     ours: Mapping[str, str] = field(default_factory=dict)
     random: bool = False
+    wide: bool = False
     turns: int = 1
 
     @property
@@ -95,6 +97,7 @@ class Case:
             "base": self.base,
             "method": self.method,
             "parameters": values.each | values.shared,
+            "wide": self.wide,
         }
 
     def given(self, values: Values) -> dict[str, Any]:
@@ -185,10 +188,13 @@ def _plain() -> tuple[Case, ...]:
             lambda t, v: slow.multislerp(_tunes(t), t["base"], _of(v, "weight")),
             fast, weight, turns=2,
         ),
-        Case(
-            "karcher", "karcher", TUNES, None, 8,
-            lambda t, v: slow.karcher(_tunes(t), tol=v.shared["tol"]),
-            (85, 300), shared={"tol": (0.9e-5, 1.1e-5)},
+        *(
+            Case(
+                label, "karcher", TUNES, None, 8,
+                lambda t, v: slow.karcher(_tunes(t), tol=v.shared["tol"]),
+                (85, 300), shared={"tol": (0.9e-5, 1.1e-5)}, wide=wide,
+            )
+            for label, wide in (("karcher", False), ("karcher float32", True))
         ),
     )  # fmt: skip
 
@@ -214,15 +220,15 @@ def _sparse() -> tuple[Case, ...]:
         case("ties density 0.9", _trimmed(slow.ties), exact, high),
         case("breadcrumbs", _trimmed(slow.breadcrumbs), exact, gamma),
         case("breadcrumbs_ties", _trimmed(slow.breadcrumbs, consensus=True), exact, gamma),
-        case("dare_linear", _dropped(total, "random"), drop, any_, random=True),
+        case("dare_linear", _dropped(total, "random"), drop, any_, random=True, turns=2),
         case(
             "dare_linear density", _dropped(total, "random", True), drop, any_,
-            ours=paper, random=True,
+            ours=paper, random=True, turns=2,
         ),
-        case("dare_ties", _dropped(voted, "random"), drop, any_, random=True),
+        case("dare_ties", _dropped(voted, "random"), drop, any_, random=True, turns=2),
         case(
             "dare_ties density", _dropped(voted, "random", True), drop, any_,
-            ours=paper, random=True,
+            ours=paper, random=True, turns=2,
         ),
         case("della", _dropped(voted, "ranked", normalize=True), ranked, ranks, random=True),
         case("della_linear", _dropped(total, "ranked"), ranked, ranks, random=True),

@@ -57,7 +57,7 @@ def _load(folders: dict[str, str]) -> tuple[dict[str, State], State]:
 
 def _timed(models: dict[str, State], live: State, request: dict[str, Any]) -> dict[str, Any]:
     start = time.process_time()
-    merged = _merge(models, request)
+    merged = _merge(models, request, torch.float32 if request["wide"] else None)
     for name, tensor in merged.items():
         live[name].copy_(tensor)
     return {"cpu": time.process_time() - start, "rss": anonymous()}
