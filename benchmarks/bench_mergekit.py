@@ -59,9 +59,11 @@ def main() -> None:
             if "lines" in options.parts:
                 _lines(folders)
             if "memory" in options.parts:
-                print("\n".join(memory_lines(folders)), flush=True)
+                for line in memory_lines(folders):
+                    print(line, flush=True)
             if "export" in options.parts:
-                print("\n".join(export_lines(folders, options.mergekit)), flush=True)
+                for line in export_lines(folders, options.mergekit):
+                    print(line, flush=True)
 
 
 def _options() -> argparse.Namespace:
