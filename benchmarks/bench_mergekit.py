@@ -41,7 +41,7 @@ TUNED = (
 TENSOR = "model.layers.1.mlp.down_proj.weight"  # the one whose error is measured
 TRIAD = 1 << 26
 COLUMNS = (
-    "method", "B/param", "apply ms", "plan ms", "of triad", "wanted", "mergekit s", "ratio",
+    "method", "B/param", "apply ms", "plan ms", "of triad", "triad GB/s", "wanted", "mergekit s", "ratio",
     "wanted", "prep s", "off ours", "off mergekit", "same, float32",
 )  # fmt: skip
 
@@ -189,7 +189,9 @@ class Row:
         ours = min(self.apply)
         share = 100 * self.case.moved * numel / ours / (12 * TRIAD / min(self.triad))
         yield from (self.case.label, str(self.case.moved), f"{1e3 * ours:.1f}")
-        yield from (f"{1e3 * min(self.plan):.2f}", f"{share:.0f} %", f"{self.case.wanted[0]} %")
+        speed = 12 * TRIAD / min(self.triad) / 1e9
+        yield from (f"{1e3 * min(self.plan):.2f}", f"{share:.0f} %", f"{speed:.1f}")
+        yield f"{self.case.wanted[0]} %"
         if self.theirs:
             ratio = min(self.theirs) / (ours + min(self.plan))
             yield from (f"{min(self.theirs):.2f}", f"{ratio:.0f}x")
