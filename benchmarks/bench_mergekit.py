@@ -41,8 +41,8 @@ TUNED = (
 TENSOR = "model.layers.1.mlp.down_proj.weight"  # the one whose error is measured
 TRIAD = 1 << 26
 COLUMNS = (
-    "method", "B/param", "apply ms", "plan ms", "of triad", "triad GB/s", "wanted", "mergekit s", "ratio",
-    "wanted", "prep s", "off ours", "off mergekit", "same, float32",
+    "method", "B/param", "apply ms", "plan ms", "of triad", "triad GB/s", "wanted", "mergekit s",
+    "ratio", "wanted", "prep s", "off ours", "off mergekit", "same, float32",
 )  # fmt: skip
 
 
