@@ -81,7 +81,7 @@ def _turns(
     densities: tuple[float, ...],
 ) -> tuple[float, float]:
     geometry = Geometry(memory)  # type: ignore[arg-type]
-    out = torch.empty(SHAPE, dtype=torch.bfloat16)
+    out = torch.empty(TENSORS, *SHAPE, dtype=torch.bfloat16)
     theirs: list[float] = []
     ours: list[float] = []
     _ours(geometry, method, 0.9, out)  # the geometry, once per study
@@ -89,7 +89,7 @@ def _turns(
         start = time.process_time()
         for number in map(str, range(TENSORS)):
             parents = [memory.tensor(p, number) for p in "ab"]
-            out.copy_(twin(parents, memory.tensor("base", number), density))
+            out[int(number)].copy_(twin(parents, memory.tensor("base", number), density))
         middle = time.process_time()
         _ours(geometry, method, density, out)
         theirs.append(middle - start)
@@ -101,15 +101,14 @@ def _ours(geometry: Geometry, method: str, density: float, out: torch.Tensor) ->
     given = {"weight": (0.4, 0.6), "density": (density, density), "t": 0.3}
     parameters = find_method(method).parameters
     params = tuple((p.name, given.get(p.name, p.default)) for p in parameters)
+    steps = []
     for number in map(str, range(TENSORS)):
         names = ("base", "a") if method == "slerp" else ("a", "b")
         inputs = tuple(TensorRef(name, number) for name in names)
         base = None if method in ("linear", "slerp") else TensorRef("base", number)
-        run_step(
-            MergeStep(number, SHAPE, out.dtype, method, inputs, base, params, None, 0),
-            geometry,
-            out,
-        )
+        step = MergeStep(number, SHAPE, out[0].dtype, method, inputs, base, params, None, 0)
+        steps.append((step, out[int(number)]))
+    run_steps(steps, geometry)
 
 
 if __name__ == "__main__":
