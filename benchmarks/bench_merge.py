@@ -7,6 +7,7 @@ from collections.abc import Callable
 import reference_merges as slow
 import torch
 
+from merge_core.apply import run_steps
 from merge_core.geometry import Geometry, TensorRef
 from merge_core.plan import MergeStep
 from merge_core.registry import find_method

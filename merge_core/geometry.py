@@ -309,7 +309,9 @@ def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
     for row in range(0, 0 if size is None else size.shape[0], rows):
         assert size is not None
         part = size[row : row + rows]
-        ranks = part.argsort(dim=1, stable=True).argsort(dim=1)
+        order = part.argsort(dim=1, stable=True)
+        places = torch.arange(columns, device=part.device).expand_as(order)
+        ranks = torch.empty_like(order).scatter_(1, order, places)
         share = ranks.double() / (columns - 1) if columns > 1 else ranks.double() + 0.5
         start = row * columns
         numbers = random_bits(stream, start, part.numel(), part.device).view(part.shape)
