@@ -22,7 +22,7 @@ from merge_core.combination import (
 from merge_core.geometry import TensorGroup
 from merge_core.tiled import divisor, execute_tiled, sources
 
-_RUN = 128  # tiles that one candidate takes in turn: with four parents, half of a 1 MiB cache
+_RUN = 64  # tiles that one candidate takes in turn: with four parents, a quarter of a 1 MiB cache
 _FEW_RUNS = 4  # per thread: below, starting threads costs more than they save
 
 
