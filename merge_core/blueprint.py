@@ -199,10 +199,17 @@ def _row(
         site.method.name if floating else None,
         refs[:-1] if apart else refs,
         refs[-1] if apart else None,
-        rounding if any(spec.dtype != rounding for spec in specs) else None,
+        rounding if any(_loses(spec.dtype, rounding) for spec in specs) else None,
         part.at,
         depth,
     )
+
+
+def _loses(dtype: torch.dtype, rounding: torch.dtype | None) -> bool:
+    """Whether rounding changes values: wider dtypes hold them all, and float64 goes by float32."""
+    if rounding is None or rounding is torch.float32:
+        return False
+    return torch.promote_types(dtype, rounding) != rounding
 
 
 def _refuse_shapes(specs: list[TensorSpec], sources: tuple[Source, ...]) -> None:

@@ -34,7 +34,7 @@ class MergeStep:
         inputs: The parents' tensors, in recipe order.
         base: Where task vectors start.
         params: Resolved parameters.
-        rounding: Inputs are rounded to it before any arithmetic.
+        rounding: Inputs are rounded to it before any arithmetic; None where that changes none.
         seed: Seed of random masks.
         compat: Whether to compute as mergekit does where the two differ.
     """

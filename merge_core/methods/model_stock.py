@@ -30,8 +30,12 @@ def model_stock(group: TensorGroup, *, filter_wise: bool = False) -> Combination
     if filter_wise:
         shares = _shares(line_grams(group), group.compat)
         return rowwise(group, np.repeat(shares[:, None], group.parents, axis=1))
-    share = float(_shares(np.array(group.gram())[None], group.compat)[0])
+    share = group.once(("model_stock", group.compat), lambda: _share(group))
     return summed(group, (share,) * group.parents)
+
+
+def _share(group: TensorGroup) -> float:
+    return float(_shares(np.array(group.gram())[None], group.compat)[0])
 
 
 def _shares(grams: np.ndarray, compat: bool) -> np.ndarray:

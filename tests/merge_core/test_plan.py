@@ -313,7 +313,8 @@ def test_the_same_recipe_compiles_to_the_same_plan():
         (("bfloat16", "float32"), {}, "float32", None),
         (("float32", "float32"), {"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
         (("float32", "float32"), {"out_dtype": "bfloat16"}, "bfloat16", None),
-        (("bfloat16", "float32"), {"dtype": "float32"}, "float32", "float32"),
+        (("bfloat16", "float32"), {"dtype": "float32"}, "float32", None),
+        (("bfloat16", "float16"), {"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
         (("float32",) * 2, {"dtype": "bfloat16", "out_dtype": "float32"}, "float32", "bfloat16"),
     ],
 )
