@@ -18,7 +18,8 @@ SCALED = tuple(
     for name in TASK_VECTORS
     if {"weight", "lambda"} <= {p.name for p in find_method(name).parameters}
 )
-ABSOLUTE = {"nearswap", "ram", "ramplus_tl"}  # they compare differences with a fixed size
+# They compare differences with a fixed size, or rows by their softmax.
+ABSOLUTE = {"nearswap", "ram", "ramplus_tl", "arcee_fusion"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
