@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""As in `native.py`."""
+from merge_core.codes import DTYPES
 
 
 @functools.cache
@@ -25,7 +24,7 @@ def native_loops() -> bool:
 
 def address(tensor: torch.Tensor) -> tuple[int, int] | None:
     """Address and dtype code of a tensor that compiled loops can read, else None."""
-    code = _CODES.get(tensor.dtype)
+    code = DTYPES.get(tensor.dtype)
     if code is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return None
     return tensor.data_ptr(), code

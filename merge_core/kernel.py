@@ -1,6 +1,6 @@
 """Execute what methods decided: compiled loops over whole models, or torch piece by piece."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from merge_core import codes
 from merge_core.backends import address, native, native_loops
 from merge_core.combination import (
     Bernoulli,
@@ -22,7 +23,7 @@ from merge_core.combination import (
 from merge_core.geometry import TensorGroup
 from merge_core.tiled import divisor, execute_tiled, sources
 
-_RUN = 64  # tiles that one candidate takes in turn: with four parents, a quarter of a 1 MiB cache
+_RUN = 32  # tiles that one candidate takes in turn: with four parents, a quarter of a 1 MiB cache
 _FEW_RUNS = 4  # per thread: below, starting threads costs more than they save
 
 
@@ -75,79 +76,90 @@ def _places(job: Job) -> list[tuple[int, int]] | None:
 
 
 def _run_linear(batch: _Batch) -> None:
-    table = np.array([places for _, places in batch], np.int64)
-    weights = np.array([job.combination.coefficients for job, _ in batch], np.float32)  # pyright: ignore
-    numel = np.array([job.out.numel() for job, _ in batch], np.int64)
-    codes = np.ascontiguousarray(table[:, 1:, 1])
-    addresses = np.ascontiguousarray(table[:, 1:, 0])
-    head = np.ascontiguousarray(table[:, 0].T)
-    _spread(native().linear, (head[0], head[1], addresses, codes, weights, numel), batch, numel)
+    jobs, parts = _tables(batch, 1)
+    parts["factor"] = [job.combination.coefficients for job, _ in batch]  # pyright: ignore
+    _spread(native().linear, jobs, parts, batch)
 
 
 def _run_task_vectors(batch: _Batch) -> None:
-    table = np.array([places for _, places in batch], np.int64)
+    jobs, parts = _tables(batch, 2)
+    jobs["base"], jobs["base_code"] = ([places[1][i] for _, places in batch] for i in (0, 1))
     forms: list[Any] = [job.combination for job, _ in batch]
-    numel = np.array([job.out.numel() for job, _ in batch], np.int64)
-    shape = (len(forms), len(forms[0].weights))
-    kinds = np.zeros(shape, np.int64)
-    reals = np.zeros((*shape, 4), np.float32)
-    wholes = np.full((*shape, 3), -1, np.int64)
-    for row, form in enumerate(forms):
-        reals[row, :, 0] = form.weights
-        reals[row, :, 1] = form.factors
-        for column, selection in enumerate(form.selections):
-            kinds[row, column] = _describe(selection, reals[row, column], wholes[row, column])
-    short = (table[:, :, 1] == native().BFLOAT16)[:, 1:].all(1)
-    options = np.array(
-        [_options(form, bool(b)) for form, b in zip(forms, short, strict=True)], np.float32
-    )
-    head = np.ascontiguousarray(table[:, :2].transpose(1, 2, 0))
-    addresses, codes = (np.ascontiguousarray(table[:, 2:, i]) for i in (0, 1))
-    arguments = (*head[0], *head[1], addresses, codes, numel, kinds, reals, wholes, options)
-    _spread(native().task_vectors, arguments, batch, numel)
+    parts["weight"] = [form.weights for form in forms]
+    parts["factor"] = [form.factors for form in forms]
+    for name in ("scale", "consensus", "normalize"):
+        jobs[name] = [getattr(form, name) for form in forms]
+    jobs["divisor"] = [divisor(form) for form in forms]
+    for row, form in zip(parts, forms, strict=True):
+        for part, selection in zip(row, form.selections, strict=True):
+            _describe(selection, part)
+    jobs["loop"] = _loops(jobs, parts)
+    _spread(native().task_vectors, jobs, parts, batch)
 
 
-def _options(form: TaskVectors, short: bool) -> tuple[float, ...]:
-    plain = (
-        short
-        and not form.consensus
-        and all(selection is None for selection in form.selections)
-        and 0 not in form.factors  # whatever that parent holds: 0 * inf would be NaN
-    )
-    return (form.scale, divisor(form), form.consensus, form.normalize, plain)
+def _tables(batch: _Batch, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The jobs and their parents, which begin at the given place, as far as addresses go."""
+    table = np.array([places for _, places in batch], np.int64)
+    jobs = np.zeros(len(batch), codes.JOB)
+    jobs["out"], jobs["out_code"] = table[:, 0].T
+    jobs["numel"] = [job.out.numel() for job, _ in batch]
+    parts = np.zeros((len(batch), table.shape[1] - first), codes.PART)
+    parts["first"] = parts["last"] = -1
+    parts["address"], parts["code"] = table[:, first:].transpose(2, 0, 1)
+    return jobs, parts
 
 
-def _describe(selection: Selection, reals: np.ndarray, wholes: np.ndarray) -> int:
-    """A selection as the loops read it: its kind, thresholds and whole numbers."""
+def _describe(selection: Selection, part: np.void) -> None:
+    """Write a selection into a parent's row of the table."""
     match selection:
         case None:
-            return 0
+            part["kind"] = codes.EVERYTHING
         case Window(first, last):
+            part["kind"] = codes.WINDOW
             if first is not None:
-                reals[2], wholes[0] = first.threshold, first.index
+                part["upper"], part["first"] = first.threshold, first.index
             if last is not None:
-                reals[3], wholes[1] = last.threshold, last.index
-            return 1
+                part["lower"], part["last"] = last.threshold, last.index
         case Bernoulli(limit, stream):
-            key = stream.key - (1 << 64) if stream.key >= 1 << 63 else stream.key
-            wholes[:] = (limit, key, stream.half)
-            return 2
+            part["kind"], part["limit"], part["half"] = codes.BERNOULLI, limit, stream.half
+            part["source"] = stream.key - (1 << 64) if stream.key >= 1 << 63 else stream.key
         case Scored(limit, _, scores):
-            wholes[:2] = (limit, scores.data_ptr())
-            return 3
+            part["kind"], part["limit"] = codes.SCORED, limit
+            part["source"] = scores.data_ptr()
         case Nothing():
-            return 4
+            part["kind"] = codes.NOTHING
 
 
-def _spread(loop: Any, arguments: Sequence[Any], batch: _Batch, numel: np.ndarray) -> None:
+def _loops(jobs: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """The fastest loop that can take each job: for two or three parents in bfloat16."""
+    kinds, windows = parts["kind"], parts["kind"] == codes.WINDOW
+    whole = kinds == codes.EVERYTHING
+    drawn = np.isin(kinds, (codes.BERNOULLI, codes.SCORED))
+    choice = np.select(
+        [
+            whole.all(1) & (jobs["consensus"] == 0),
+            (whole | (windows & (parts["first"] < 0))).all(1),
+            (whole | windows).all(1),
+            (whole | drawn).all(1),
+        ],
+        [codes.WHOLE, codes.LARGE, codes.BETWEEN, codes.RANDOM],
+        codes.GENERAL,
+    )
+    short = np.column_stack([jobs["out_code"], jobs["base_code"], parts["code"]]) == codes.BFLOAT16
+    # a factor of 0 leaves a parent out, whatever it holds: 0 * inf would be NaN
+    fits = short.all(1) & (parts["factor"] != 0).all(1) & (1 < parts.shape[1] < 4)
+    return np.where(fits, choice, codes.GENERAL)
+
+
+def _spread(loop: Any, jobs: np.ndarray, parts: np.ndarray, batch: _Batch) -> None:
     """Run a loop over all tiles, shared among as many threads as torch uses."""
-    runs = _runs(batch, numel)
+    runs = _runs(batch, jobs["numel"])
     threads = max(1, min(torch.get_num_threads(), len(runs) // _FEW_RUNS))
 
     def run(part: np.ndarray) -> None:
-        scratch = np.empty(native().scratch_bytes(len(batch[0][1])) + 64, np.uint8)
+        scratch = np.empty(native().scratch_bytes(parts.shape[1]) + 64, np.uint8)
         aligned = -(-scratch.ctypes.data // 64) * 64
-        loop(*arguments, part, aligned)
+        loop(jobs, parts, part, aligned)
 
     if threads == 1:
         run(runs)

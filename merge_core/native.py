@@ -2,8 +2,15 @@
 
 A tile of every source is widened to float32 in the first-level cache, combined there and rounded
 once on its way out, past the cache. Sources are addresses, so that one compiled function serves
-every number, size and dtype of parents. Inner loops take slices: only those are vectorised.
-Arithmetic is strict (no reordering), so equal inputs give equal bits.
+every number, size and dtype of parents, and so are the rows in between: slices would count
+references. Arithmetic is strict (no reordering), so equal inputs give equal bits.
+
+Only inner loops that are functions of their own are vectorised. Calling one costs as much as
+thirty elements, so the common cases (two or three parents in bfloat16) have loops that do
+everything in one go. They are written so that a choice becomes a masked instruction: `0 if dropped
+else product`, `sum if opposed else sum + x`, signs as bits.
+
+One file for all of them: numba's cache of compiled code sees changes in a function's own file only.
 """
 
 # numba compiles this file's functions; its decorators have no types and its loops no other form.
@@ -15,183 +22,133 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-TILE = 512
-"""Elements of a tile. A row of float32 takes 2 KiB, so eight parents fit the cache."""
+from merge_core.codes import (
+    BERNOULLI,
+    BETWEEN,
+    BFLOAT16,
+    EVERYTHING,
+    FLOAT16,
+    FLOAT32,
+    GENERAL,
+    LARGE,
+    NOTHING,
+    RANDOM,
+    SCORED,
+    WHOLE,
+    WINDOW,
+)
+
+TILE = 1024
+"""Elements of a tile. A row of float32 takes 4 KiB: what a loop works on stays in the first-level cache."""
 
 _ROW = TILE + 48  # rows a power of two apart would fall on the same cache lines
-
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
-EVERYTHING, WINDOW, BERNOULLI, SCORED, NOTHING = 0, 1, 2, 3, 4
+# Rows of the scratch memory; parents come after them.
+_SUM, _BASE, _NUMBERS, _MORE, _SHARE, _OUT, _PARENTS = range(7)
 
 _F = np.float32
 _U = np.uint32
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _NAN = np.float32(np.nan)
+_SIGN = np.uint32(0x80000000)
 _A16 = np.zeros(1, np.uint16)
 _A32 = np.zeros(1, np.float32)
 
-_INNER = {"boundscheck": False, "error_model": "numpy", "nogil": True, "cache": True}
-_OUTER = _INNER
+_COMPILED = {"boundscheck": False, "error_model": "numpy", "nogil": True}
 
 
 def scratch_bytes(parents: int) -> int:
-    """Bytes of scratch memory that the loops need: result, base, three sums, output, parents."""
-    return 4 * _ROW * (6 + parents)
+    """Bytes of scratch memory that the loops need."""
+    return 4 * _ROW * (_PARENTS + parents)
 
 
-@nb.njit(**_OUTER)
-def linear(out, out_code, srcs, codes, weights, numel, runs, scratch):
-    """Write runs of tiles of the jobs' tensors: sum of weights times sources.
+@nb.njit(cache=True, **_COMPILED)
+def linear(jobs, parts, runs, scratch):
+    """Write runs of tiles of the jobs' tensors: sum of factors times sources.
 
     Args:
-        out: int64 addresses, `(jobs,)`.
-        out_code: Dtype codes, `(jobs,)`.
-        srcs: int64 addresses, `(jobs, sources)`.
-        codes: Dtype codes, `(jobs, sources)`.
-        weights: float32, `(jobs, sources)`.
-        numel: `(jobs,)`.
+        jobs: `codes.JOB`, `(jobs,)`.
+        parts: `codes.PART`, `(jobs, sources)`.
         runs: What to write in which order: job, first tile, tile to stop before, `(runs, 3)`.
         scratch: Address of `scratch_bytes(sources)` bytes.
     """
     for run in range(runs.shape[0]):
-        job = runs[run, 0]
+        job = jobs[runs[run, 0]]
         for tile in range(runs[run, 1], runs[run, 2]):
             start = tile * TILE
-            n = min(TILE, numel[job] - start)
-            acc = _row(scratch, 0, n)
+            n = min(TILE, job.numel - start)
+            acc = _row(scratch, _SUM, n)
             begun = False
             k = 0
-            while k < srcs.shape[1]:
-                w = weights[job, k]
-                if w == _ZERO:
-                    k += 1
+            while k < parts.shape[1]:
+                part = parts[runs[run, 0], k]
+                k += 1
+                if part.factor == _ZERO:
                     continue
-                x = srcs[job, k]
-                pair = (
-                    k + 1 < srcs.shape[1]
-                    and codes[job, k] == BFLOAT16
-                    and codes[job, k + 1] == BFLOAT16
-                    and weights[job, k + 1] != _ZERO
-                )
-                if pair:
-                    v = weights[job, k + 1]
-                    y = nb.carray(_u16(srcs[job, k + 1] + 2 * start), (n,))
+                other = parts[runs[run, 0], min(k, parts.shape[1] - 1)]
+                pair = k < parts.shape[1] and other.factor != _ZERO
+                if pair and part.code == BFLOAT16 and other.code == BFLOAT16:
+                    x, y = _source16(part, start, n), _source16(other, start, n)
                     if begun:
-                        _add_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
+                        _add_two(acc, x, y, part.factor, other.factor)
                     else:
-                        _set_two(acc, nb.carray(_u16(x + 2 * start), (n,)), y, w, v)
-                    k += 2
-                else:
-                    value = _row(scratch, 1, n)
-                    _widen(value, x, codes[job, k], start)
-                    if begun:
-                        _add(acc, value, w)
-                    else:
-                        _set(acc, value, w)
+                        _set_two(acc, x, y, part.factor, other.factor)
                     k += 1
+                else:
+                    wide = _row(scratch, _BASE, n)
+                    _widen(wide, part.address, part.code, start)
+                    if begun:
+                        _add(acc, wide, part.factor)
+                    else:
+                        _set(acc, wide, part.factor)
                 begun = True
             if not begun:
                 _clear(acc)
-            _store(out[job], out_code[job], start, scratch, n)
+            _store(job.out, job.out_code, start, scratch, n)
 
 
-@nb.njit(**_OUTER)
-def task_vectors(
-    out, out_code, base, base_code, srcs, codes, numel, kinds, reals, wholes, options, runs, scratch
-):
+@nb.njit(cache=True, **_COMPILED)
+def task_vectors(jobs, parts, runs, scratch):
     """Write runs of tiles of the jobs' tensors: base plus merged task vectors.
 
     Args:
-        out: int64 addresses, `(jobs,)`.
-        out_code: Dtype codes, `(jobs,)`.
-        base: int64 addresses, `(jobs,)`.
-        base_code: Dtype codes, `(jobs,)`.
-        srcs: int64 addresses, `(jobs, parents)`.
-        codes: Dtype codes, `(jobs, parents)`.
-        numel: `(jobs,)`.
-        kinds: Kind of each selection, `(jobs, parents)`.
-        reals: float32 weight, factor, threshold of first and of last, `(jobs, parents, 4)`.
-        wholes: int64 numbers of each selection, `(jobs, parents, 3)`: index of first and last of
-            a window (-1 for none); limit, key, half; or limit and address of the scores.
-        options: float32 scale, divisor, consensus, normalize, and whether all is bfloat16, kept
-            and simply summed, `(jobs, 5)`.
+        jobs: `codes.JOB`, `(jobs,)`.
+        parts: `codes.PART`, `(jobs, parents)`.
         runs: What to write in which order: job, first tile, tile to stop before, `(runs, 3)`.
         scratch: Address of `scratch_bytes(parents)` bytes.
     """
-    parents = srcs.shape[1]
+    parents = parts.shape[1]
     for run in range(runs.shape[0]):
-        job = runs[run, 0]
+        number = runs[run, 0]
+        job = jobs[number]
         for tile in range(runs[run, 1], runs[run, 2]):
             start = tile * TILE
-            n = min(TILE, numel[job] - start)
-            acc = _row(scratch, 0, n)
-            root = _row(scratch, 1, n)
-            if options[job, 4] == _ONE and 1 < parents < 4:
-                scale = options[job, 0] / options[job, 1]
-                r = nb.carray(_u16(base[job] + 2 * start), (n,))
-                x = nb.carray(_u16(srcs[job, 0] + 2 * start), (n,))
-                y = nb.carray(_u16(srcs[job, 1] + 2 * start), (n,))
-                u, v = reals[job, 0, 1], reals[job, 1, 1]
-                if parents == 2:
-                    _two_offsets(acc, r, x, y, u, v, scale)
+            n = min(TILE, job.numel - start)
+            if job.loop == GENERAL:
+                for k in range(parents):
+                    _fetch(parts[number, k].address, parts[number, k].code, start + TILE)
+                _widen(_row(scratch, _BASE, n), job.base, job.base_code, start)
+                for k in range(parents):
+                    _select(parts[number, k], parts[number, max(k - 1, 0)], k, start, n, scratch)
+                if job.consensus == 0 or parents == 1:
+                    _total(job, parts[number, 0], parents, n, scratch)
                 else:
-                    z = nb.carray(_u16(srcs[job, 2] + 2 * start), (n,))
-                    _three_offsets(acc, r, x, y, z, u, v, reals[job, 2, 1], scale)
-                _store(out[job], out_code[job], start, scratch, n)
+                    _agree(job, parts, number, n, scratch)
+                _store(job.out, job.out_code, start, scratch, n)
                 continue
-            _fetch(base[job], base_code[job], start + TILE)
-            _widen(root, base[job], base_code[job], start)
-            for k in range(parents):
-                _fetch(srcs[job, k], codes[job, k], start + TILE)
-                row = _row(scratch, 6 + k, n)
-                _selected(
-                    row,
-                    root,
-                    srcs[job, k],
-                    codes[job, k],
-                    start,
-                    reals[job, k, 1],
-                    kinds[job, k],
-                    reals[job, k, 2],
-                    reals[job, k, 3],
-                    wholes[job, k, 0],
-                    wholes[job, k, 1],
-                    wholes[job, k, 2],
-                    scratch,
-                    k > 0
-                    and kinds[job, k - 1] == BERNOULLI
-                    and reals[job, k - 1, 1] != _ZERO
-                    and wholes[job, k - 1, 1] == wholes[job, k, 1],
-                )
-            scale = options[job, 0]
-            normalize = options[job, 3] != _ZERO
-            if options[job, 2] == _ZERO:
-                _sum(scratch, parents, n)
-                _finish(acc, root, scale / options[job, 1])
-            elif parents == 1:
-                a = _row(scratch, 6, n)
-                _agree1(acc, root, a, reals[job, 0, 0], scale, normalize)
-            elif parents == 2:
-                a, b = _row(scratch, 6, n), _row(scratch, 7, n)
-                if normalize:
-                    _share2(acc, root, a, b, _shares(reals[job, 0, 0], reals[job, 1, 0], scale))
-                else:
-                    _agree2(acc, root, a, b, scale)
-            elif parents == 3:
-                a, b = _row(scratch, 6, n), _row(scratch, 7, n)
-                c = _row(scratch, 8, n)
-                if normalize:
-                    u, v, w = reals[job, 0, 0], reals[job, 1, 0], reals[job, 2, 0]
-                    _share3(acc, root, a, b, c, u, v, w, scale)
-                else:
-                    _agree3(acc, root, a, b, c, scale)
+            if job.loop != WHOLE:
+                _fetch(job.base, BFLOAT16, start + TILE)
+                for k in range(parents):
+                    _fetch(parts[number, k].address, BFLOAT16, start + TILE)
+            a, b = parts[number, 0], parts[number, 1]
+            if parents == 2:
+                _two(job, a, b, start, n, scratch)
             else:
-                _agree(scratch, parents, n, reals[job, :, 0], scale, normalize)
-            _store(out[job], out_code[job], start, scratch, n)
+                _three(job, a, b, parts[number, 2], start, n, scratch)
+            _stream(job.out + 2 * start, _place(scratch, _OUT), 2 * n)
 
 
-@nb.njit(**_OUTER)
+@nb.njit(cache=True, **_COMPILED)
 def histogram(base, base_code, src, code, numel, block, counts, grid):
     """Count |delta| by the upper half of its float32 pattern.
 
@@ -203,31 +160,28 @@ def histogram(base, base_code, src, code, numel, block, counts, grid):
         numel: Number of elements.
         block: Elements of a block, a multiple of the tile.
         counts: int64, `(32768,)`: all elements by bin; added to.
-        grid: int32, `(blocks, 32768)`: by block, those with a zero lower half; added to.
+        grid: uint32, `(blocks, 32768)`: by block, those with a zero lower half; added to.
     """
-    delta = np.empty(TILE, _F)
-    root = np.empty(TILE + 48, _F)
+    memory = np.empty(2 * _ROW, _F)
     for start in range(0, numel, TILE):
         n = min(TILE, numel - start)
-        _delta(delta[:n], root[:n], base, base_code, src, code, start)
+        bits = _delta(memory.ctypes.data, n, base, base_code, src, code, start).view(_U)
         row = grid[start // block]
-        bits = delta[:n].view(_U)
         for i in range(n):
-            size = bits[i] & _U(0x7FFFFFFF)
+            size = bits[i] & ~_SIGN
             counts[size >> _U(16)] += 1
             row[size >> _U(16)] += _U(1) if size & _U(0xFFFF) == _U(0) else _U(0)
 
 
-@nb.njit(**_OUTER)
+@nb.njit(cache=True, **_COMPILED)
 def find_tie(base, base_code, src, code, start, stop, size, rank):
     """Position of the rank-th element (from 1) of one size in `start` to `stop`, or -1."""
-    delta = np.empty(TILE, _F)
-    root = np.empty(TILE + 48, _F)
+    memory = np.empty(2 * _ROW, _F)
     left = rank
     for at in range(start, stop, TILE):
         n = min(TILE, stop - at)
-        _delta(delta[:n], root[:n], base, base_code, src, code, at)
-        here = _count(delta[:n], size)
+        delta = _delta(memory.ctypes.data, n, base, base_code, src, code, at)
+        here = _count(delta, size)
         if here >= left:
             for i in range(n):
                 if abs(delta[i]) == size:
@@ -238,7 +192,7 @@ def find_tie(base, base_code, src, code, start, stop, size, rank):
     return -1
 
 
-@nb.njit(**_OUTER)
+@nb.njit(cache=True, **_COMPILED)
 def off_grid(base, base_code, src, code, numel, number, sizes, places):
     """Collect the elements of one bin of the histogram whose lower half is not zero.
 
@@ -252,162 +206,312 @@ def off_grid(base, base_code, src, code, numel, number, sizes, places):
         sizes: float32, long enough for all of them: their |delta|; written.
         places: int64, as long: their positions; written.
     """
-    delta = np.empty(TILE, _F)
-    root = np.empty(TILE + 48, _F)
+    memory = np.empty(2 * _ROW, _F)
     found = 0
     for start in range(0, numel, TILE):
         n = min(TILE, numel - start)
-        _delta(delta[:n], root[:n], base, base_code, src, code, start)
-        for part in range(0, n, 64):
-            stop = min(part + 64, n)
-            if not _any_in(delta[part:stop].view(_U), _U(number)):
-                continue
-            for i in range(part, stop):
-                size = delta.view(_U)[i] & _U(0x7FFFFFFF)
-                if size >> _U(16) == number and size & _U(0xFFFF) != _U(0):
-                    sizes[found] = abs(delta[i])
-                    places[found] = start + i
-                    found += 1
+        delta = _delta(memory.ctypes.data, n, base, base_code, src, code, start)
+        bits = delta.view(_U)
+        if not _any_in(bits, _U(number)):
+            continue
+        for i in range(n):
+            size = bits[i] & ~_SIGN
+            if size >> _U(16) == number and size & _U(0xFFFF) != _U(0):
+                sizes[found] = abs(delta[i])
+                places[found] = start + i
+                found += 1
 
 
-@nb.njit(**_INNER)
-def _fetch(address, code, start):
-    """Ask for a source's next tile while this one is worked on; past the end it does nothing."""
-    width = 4 if code == FLOAT32 else 2
-    _prefetch(address + width * start, width * TILE // 64)
-
-
-@nb.njit(**_INNER)
-def _count(delta, size):
-    found = 0
-    for i in range(delta.size):
-        found += abs(delta[i]) == size
-    return found
-
-
-@nb.njit(**_INNER)
-def _any_in(bits, number):
-    found = False
-    for i in range(bits.size):
-        size = bits[i] & _U(0x7FFFFFFF)
-        found |= (size >> _U(16) == number) & (size & _U(0xFFFF) != _U(0))
-    return found
-
-
-@nb.njit(**_INNER)
-def _delta(delta, root, base, base_code, src, code, start):
-    _widen(delta, src, code, start)
-    if base != 0:
-        _widen(root, base, base_code, start)
-        for i in range(delta.size):
-            delta[i] -= root[i]
-
-
-@nb.njit(**_INNER)
-def _two_offsets(acc, base, x, y, u, v, scale):
-    for i in range(acc.size):
-        r = _f32(base[i])
-        acc[i] = (u * (_f32(x[i]) - r) + v * (_f32(y[i]) - r)) * scale + r
-
-
-@nb.njit(**_INNER)
-def _three_offsets(acc, base, x, y, z, u, v, w, scale):
-    for i in range(acc.size):
-        r = _f32(base[i])
-        s = u * (_f32(x[i]) - r) + v * (_f32(y[i]) - r) + w * (_f32(z[i]) - r)
-        acc[i] = s * scale + r
-
-
-@nb.njit(**_INNER)
-def _selected(
-    row, root, src, code, start, factor, kind, upper, lower, one, two, three, scratch, drawn
-):
-    n = row.size
-    if factor == _ZERO or kind == NOTHING:
-        _clear(row)  # whatever the parent holds: 0 * inf would be NaN
-        return
-    if kind == WINDOW:
-        _windowed(row, root, src, code, start, factor, upper, lower, one, two)
-        return
-    _scaled(row, root, src, code, start, factor)
-    if kind == BERNOULLI:
-        bits = _row(scratch, 2, n).view(_U)
-        if not drawn:  # two parents share a key, and with it the numbers of a tile
-            _draw(bits, two, start)
-        _drop_random(row, bits, _U(16 * three), _U(one))
-    elif kind == SCORED:
-        _drop_scored(row, nb.carray(_u16(two + 2 * start), (n,)), _U(one))
-
-
-@nb.njit(**_INNER)
-def _windowed(row, root, src, code, start, factor, upper, lower, first, last):
-    """Up to three runs of elements, between which an equal magnitude changes sides."""
-    n = row.size
-    cut_first = min(max(first - start, 0), n)
-    cut_last = min(max(last - start, 0), n)
+@nb.njit(**_COMPILED)
+def _two(job, a, b, start, n, scratch):
+    """A tile of two parents in bfloat16: runs of elements between which no window changes sides."""
+    if job.loop == RANDOM:
+        _numbers(a, a, _NUMBERS, start, n, scratch)
+        _numbers(b, a, _MORE, start, n, scratch)
     begin = 0
     while begin < n:
-        end = n
-        if begin < cut_first:
-            end = min(end, cut_first)
-        if begin < cut_last:
-            end = min(end, cut_last)
-        low = _ZERO if last < 0 else (lower if begin < cut_last else _after(lower))
-        high = _NAN if first < 0 else (upper if begin < cut_first else _after(upper))
-        if low != low:  # beyond infinity: nothing but what is no number
-            high = low = _ZERO
-        _window(row[begin:end], root[begin:end], src, code, start + begin, factor, low, high)
+        end = _side(_side(n, begin, a, start), begin, b, start)
+        at, count = start + begin, end - begin
+        target, root = _target(scratch, begin, count), _bf16(job.base + 2 * at, count)
+        x, y = _source16(a, at, count), _source16(b, at, count)
+        k = _numbers_of(_NUMBERS, begin, count, scratch)
+        m = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
+        p, q = _rule(a, at), _rule(b, at)
+        scale = job.scale if job.consensus else job.scale / job.divisor
+        plain = job.normalize == 0
+        if job.loop == WHOLE:
+            _two_whole(target, root, x, y, k, m, p, q, scale, plain)
+        elif job.loop == LARGE:
+            if job.consensus:
+                _two_large_agree(target, root, x, y, k, m, p, q, scale, plain)
+            else:
+                _two_large(target, root, x, y, k, m, p, q, scale, plain)
+        elif job.loop == BETWEEN:
+            if job.consensus:
+                _two_between_agree(target, root, x, y, k, m, p, q, scale, plain)
+            else:
+                _two_between(target, root, x, y, k, m, p, q, scale, plain)
+        elif job.consensus:
+            _two_random_agree(target, root, x, y, k, m, p, q, scale, plain)
+        else:
+            _two_random(target, root, x, y, k, m, p, q, scale, plain)
         begin = end
 
 
-@nb.njit(**_INNER)
-def _window(row, root, src, code, start, factor, low, high):
-    n = row.size
-    if code == BFLOAT16:
-        x = nb.carray(_u16(src + 2 * start), (n,))
-        if high != high:
-            _keep_large16(row, root, x, factor, low)
+@nb.njit(**_COMPILED)
+def _three(job, a, b, c, start, n, scratch):
+    """As `_two`, of three parents."""
+    if job.loop == RANDOM:
+        _numbers(a, a, _NUMBERS, start, n, scratch)
+        _numbers(b, a, _MORE, start, n, scratch)
+        _numbers(c, a, _SHARE, start, n, scratch)
+    begin = 0
+    while begin < n:
+        end = _side(_side(_side(n, begin, a, start), begin, b, start), begin, c, start)
+        at, count = start + begin, end - begin
+        target, root = _target(scratch, begin, count), _bf16(job.base + 2 * at, count)
+        x, y, z = _source16(a, at, count), _source16(b, at, count), _source16(c, at, count)
+        k = _numbers_of(_NUMBERS, begin, count, scratch)
+        m = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
+        o = _numbers_of(_NUMBERS if _shared(a, c) else _SHARE, begin, count, scratch)
+        p, q, r = _rule(a, at), _rule(b, at), _rule(c, at)
+        scale = job.scale if job.consensus else job.scale / job.divisor
+        plain = job.normalize == 0
+        if job.loop == WHOLE:
+            _three_whole(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        elif job.loop == LARGE:
+            if job.consensus:
+                _three_large_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+            else:
+                _three_large(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        elif job.loop == BETWEEN:
+            if job.consensus:
+                _three_between_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+            else:
+                _three_between(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        elif job.consensus:
+            _three_random_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
         else:
-            _keep_band16(row, root, x, factor, low, high)
-    else:
-        _widen(row, src, code, start)
+            _three_random(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        begin = end
+
+
+@nb.njit(inline="always")
+def _whole(delta, rule, number):
+    """What a parent adds of an element: all of them."""
+    return rule[0] * delta
+
+
+@nb.njit(inline="always")
+def _large(delta, rule, number):
+    """Of a size of at least rule[1]; what is no number is kept."""
+    return _ZERO if abs(delta) < rule[1] else rule[0] * delta
+
+
+@nb.njit(inline="always")
+def _between(delta, rule, number):
+    """And below rule[2]."""
+    return rule[0] * delta if (not abs(delta) < rule[1]) & (not abs(delta) >= rule[2]) else _ZERO
+
+
+@nb.njit(inline="always")
+def _random(delta, rule, number):
+    """Where a number's half, moved up by rule[4], is at most rule[5]."""
+    return rule[0] * delta if _U(number << rule[4]) <= rule[5] else _ZERO
+
+
+@nb.njit(inline="always")
+def _sum2(x, y, p, q, scale, plain):
+    return (x + y) * scale
+
+
+@nb.njit(inline="always")
+def _sum3(x, y, z, p, q, r, scale, plain):
+    return (x + y + z) * scale
+
+
+@nb.njit(inline="always")
+def _agree2(x, y, p, q, scale, plain):
+    """The sum of those with the sum's sign, over the sum of their weights unless it is plain."""
+    sign = _sign(x + y)
+    x, y = _turned(x, sign), _turned(y, sign)
+    a, b = x <= _ZERO, y <= _ZERO  # opposed, or no part of it
+    total = _ZERO if a else x
+    total = total if b else total + y
+    weight = _ZERO if a else p[3]
+    weight = weight if b else weight + q[3]
+    return _turned(total if (weight == _ZERO) | plain else total / weight, sign) * scale
+
+
+@nb.njit(inline="always")
+def _agree3(x, y, z, p, q, r, scale, plain):
+    sign = _sign(x + y + z)
+    x, y, z = _turned(x, sign), _turned(y, sign), _turned(z, sign)
+    a, b, c = x <= _ZERO, y <= _ZERO, z <= _ZERO
+    total = _ZERO if a else x
+    total = total if b else total + y
+    total = total if c else total + z
+    weight = _ZERO if a else p[3]
+    weight = weight if b else weight + q[3]
+    weight = weight if c else weight + r[3]
+    return _turned(total if (weight == _ZERO) | plain else total / weight, sign) * scale
+
+
+def _loop2(kept, merged):
+    """A loop over two parents in bfloat16 that does all: select, merge, add the base, round."""
+
+    @nb.njit(**_COMPILED)
+    def loop(target, base, x, y, k, m, p, q, scale, plain):
+        for i in range(target.size):
+            root = _f32(base[i])
+            a = kept(_f32(x[i]) - root, p, k[i])
+            b = kept(_f32(y[i]) - root, q, m[i])
+            target[i] = _b16(merged(a, b, p, q, scale, plain) + root)
+
+    return loop
+
+
+def _loop3(kept, merged):
+    """As `_loop2`, over three."""
+
+    @nb.njit(**_COMPILED)
+    def loop(target, base, x, y, z, k, m, o, p, q, r, scale, plain):
+        for i in range(target.size):
+            root = _f32(base[i])
+            a = kept(_f32(x[i]) - root, p, k[i])
+            b = kept(_f32(y[i]) - root, q, m[i])
+            c = kept(_f32(z[i]) - root, r, o[i])
+            target[i] = _b16(merged(a, b, c, p, q, r, scale, plain) + root)
+
+    return loop
+
+
+_two_whole, _three_whole = _loop2(_whole, _sum2), _loop3(_whole, _sum3)
+_two_large, _three_large = _loop2(_large, _sum2), _loop3(_large, _sum3)
+_two_between, _three_between = _loop2(_between, _sum2), _loop3(_between, _sum3)
+_two_random, _three_random = _loop2(_random, _sum2), _loop3(_random, _sum3)
+_two_large_agree, _three_large_agree = _loop2(_large, _agree2), _loop3(_large, _agree3)
+_two_between_agree, _three_between_agree = _loop2(_between, _agree2), _loop3(_between, _agree3)
+_two_random_agree, _three_random_agree = _loop2(_random, _agree2), _loop3(_random, _agree3)
+
+
+@nb.njit(**_COMPILED)
+def _rule(part, at):
+    """How a parent's elements from `at` on are chosen and counted, as the loops read it.
+
+    Returns:
+        Factor, smallest size, size to stay below, weight; how far to move a random number up, and
+        the largest one to keep.
+    """
+    low, high = _limits(part, at)
+    left = _U(16) if part.kind == SCORED or part.half == 0 else _U(0)
+    # 65536 keeps whatever number there is, so a parent that keeps all needs none
+    limit = _U(0xFFFFFFFF) if part.kind == EVERYTHING else _U((part.limit << 16) - 1)
+    return part.factor, low, high, part.weight, left, limit
+
+
+@nb.njit(**_COMPILED)
+def _limits(part, at):
+    """Smallest size that is kept from `at` on, and the size to stay below; NaN for none."""
+    if part.kind != WINDOW:
+        return _ZERO, _NAN
+    low = _ZERO if part.last < 0 else (part.lower if at < part.last else _after(part.lower))
+    high = _NAN if part.first < 0 else (part.upper if at < part.first else _after(part.upper))
+    if low != low:  # beyond infinity: nothing but what is no number
+        return _ZERO, _ZERO
+    return low, high
+
+
+@nb.njit(inline="always")
+def _side(end, begin, part, start):
+    """The end of a run, or where an element of a window's threshold changes sides before it."""
+    if part.kind == WINDOW:
+        if begin < part.first - start:
+            end = min(end, part.first - start)
+        if begin < part.last - start:
+            end = min(end, part.last - start)
+    return end
+
+
+@nb.njit(inline="always")
+def _shared(first, part):
+    """Whether a parent takes the other half of the first one's random numbers."""
+    both = first.kind == BERNOULLI and part.kind == BERNOULLI
+    return both and first.source == part.source
+
+
+@nb.njit(**_COMPILED)
+def _numbers(part, first, row, start, n, scratch):
+    """A parent's random numbers or scores, unless they are in the first one's row."""
+    if part.kind == SCORED:
+        scores = _bf16(part.source + 2 * start, n)
+        numbers = _row(scratch, row, n).view(_U)
         for i in range(n):
-            d = row[i] - root[i]
-            row[i] = _ZERO if (abs(d) < low) | (abs(d) >= high) else factor * d
+            numbers[i] = scores[i]
+    elif part.kind == BERNOULLI and (row == _NUMBERS or not _shared(first, part)):
+        _draw(_row(scratch, row, n).view(_U), part.source, start)
 
 
-@nb.njit(**_INNER)
-def _keep_large16(row, root, x, factor, low):
+@nb.njit(inline="always")
+def _numbers_of(row, begin, count, scratch):
+    return nb.carray(_f(_place(scratch, row) + 4 * begin), (count,)).view(_U)
+
+
+@nb.njit(inline="always")
+def _target(scratch, begin, count):
+    return _bf16(_place(scratch, _OUT) + 2 * begin, count)
+
+
+@nb.njit(inline="always")
+def _source16(part, at, count):
+    return _bf16(part.address + 2 * at, count)
+
+
+@nb.njit(inline="always")
+def _bf16(address, count):
+    return nb.carray(_u16(address), (count,))
+
+
+@nb.njit(**_COMPILED)
+def _select(part, before, k, start, n, scratch):
+    """Fill a parent's row: factor times the kept elements of its task vector, zeros between."""
+    row, root = _row(scratch, _PARENTS + k, n), _row(scratch, _BASE, n)
+    if part.factor == _ZERO or part.kind == NOTHING:
+        _clear(row)  # whatever the parent holds: 0 * inf would be NaN
+        return
+    _widen(row, part.address, part.code, start)
+    if part.kind == WINDOW:
+        begin = 0
+        while begin < n:
+            end = _side(n, begin, part, start)
+            low, high = _limits(part, start + begin)
+            _window(row[begin:end], root[begin:end], part.factor, low, high)
+            begin = end
+        return
+    _scale(row, root, part.factor)
+    if part.kind == BERNOULLI:
+        numbers = _row(scratch, _NUMBERS, n).view(_U)
+        if k == 0 or before.factor == _ZERO or not _shared(before, part):
+            _draw(numbers, part.source, start)
+        _drop_random(row, numbers, _U(16 * part.half), _U(part.limit))
+    elif part.kind == SCORED:
+        _drop_scored(row, _bf16(part.source + 2 * start, n), _U(part.limit))
+
+
+@nb.njit(**_COMPILED)
+def _window(row, root, factor, low, high):
     for i in range(row.size):
-        d = _f32(x[i]) - root[i]
-        row[i] = _ZERO if abs(d) < low else factor * d
+        d = row[i] - root[i]
+        row[i] = factor * d if (not abs(d) < low) & (not abs(d) >= high) else _ZERO
 
 
-@nb.njit(**_INNER)
-def _keep_band16(row, root, x, factor, low, high):
+@nb.njit(**_COMPILED)
+def _scale(row, root, factor):
     for i in range(row.size):
-        d = _f32(x[i]) - root[i]
-        row[i] = _ZERO if (abs(d) < low) | (abs(d) >= high) else factor * d
+        row[i] = factor * (row[i] - root[i])
 
 
-@nb.njit(**_INNER)
-def _scaled(row, root, src, code, start, factor):
-    n = row.size
-    if code == BFLOAT16:
-        _scaled16(row, root, nb.carray(_u16(src + 2 * start), (n,)), factor)
-    else:
-        _widen(row, src, code, start)
-        for i in range(n):
-            row[i] = factor * (row[i] - root[i])
-
-
-@nb.njit(**_INNER)
-def _scaled16(row, root, x, factor):
-    for i in range(row.size):
-        row[i] = factor * (_f32(x[i]) - root[i])
-
-
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _draw(bits, key, start):
     """The random numbers of a tile, as `masks.random_bits` makes them."""
     block = np.uint64(start >> 16) * np.uint64(0x9E3779B97F4A7C15)
@@ -416,7 +520,7 @@ def _draw(bits, key, start):
     _fill(bits, _U(start & 0xFFFF), ahead, within)
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _fill(bits, place, ahead, within):
     for i in range(bits.size):
         x = _U(_U(_U(place + _U(i)) * _U(0x9E3779B9)) + ahead)
@@ -428,174 +532,134 @@ def _fill(bits, place, ahead, within):
         bits[i] = _U(x ^ _U(x >> _U(16)))
 
 
-@nb.njit(**_INNER)
-def _drop_random(row, bits, shift, limit):
+@nb.njit(**_COMPILED)
+def _drop_random(row, numbers, shift, limit):
     for i in range(row.size):
-        row[i] = row[i] if _U(_U(bits[i] >> shift) & _U(0xFFFF)) < limit else _ZERO
+        row[i] = row[i] if _U(_U(numbers[i] >> shift) & _U(0xFFFF)) < limit else _ZERO
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _drop_scored(row, scores, limit):
     for i in range(row.size):
         row[i] = row[i] if _U(scores[i]) < limit else _ZERO
 
 
-@nb.njit(**_INNER)
-def _sum(scratch, parents, n):
-    acc = _row(scratch, 0, n)
-    if parents == 1:
-        _set(acc, _row(scratch, 6, n), _ONE)
-        return
-    _set_sum(acc, _row(scratch, 6, n), _row(scratch, 7, n))
-    for k in range(2, parents):
-        _accumulate(acc, _row(scratch, 6 + k, n))
+@nb.njit(**_COMPILED)
+def _total(job, first, parents, n, scratch):
+    """Sum the parents' rows; scale and add the base. One parent agrees with itself."""
+    acc = _row(scratch, _SUM, n)
+    _set(acc, _row(scratch, _PARENTS, n), _ONE)
+    for k in range(1, parents):
+        _accumulate(acc, _row(scratch, _PARENTS + k, n))
+    scale = job.scale / job.divisor
+    if job.consensus:
+        weighted = job.normalize and first.weight != _ZERO
+        scale = job.scale / first.weight if weighted else job.scale
+    _finish(acc, _row(scratch, _BASE, n), scale)
 
 
-@nb.njit(**_INNER)
-def _set_sum(acc, x, y):
-    for i in range(acc.size):
-        acc[i] = x[i] + y[i]
-
-
-@nb.njit(**_INNER)
-def _accumulate(acc, row):
-    for i in range(acc.size):
-        acc[i] += row[i]
-
-
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _finish(acc, root, scale):
     for i in range(acc.size):
         acc[i] = acc[i] * scale + root[i]
 
 
-@nb.njit(inline="always")
-def _part(x):
-    """What an element adds: itself if it agrees (is positive after turning) or is no number."""
-    return _ZERO if x <= _ZERO else x
-
-
-@nb.njit(**_INNER)
-def _agree1(acc, root, a, u, scale, normalize):
-    for i in range(acc.size):
-        s = _ONE if a[i] >= _ZERO else -_ONE
-        x = _part(a[i] * s)
-        weight = u if x != _ZERO else _ZERO
-        acc[i] = _agreed(root[i], s, x, weight, scale, normalize)
-
-
-@nb.njit(**_INNER)
-def _agree2(acc, root, a, b, scale):
-    for i in range(acc.size):
-        s = _ONE if a[i] + b[i] >= _ZERO else -_ONE
-        acc[i] = s * (_part(a[i] * s) + _part(b[i] * s)) * scale + root[i]
-
-
-@nb.njit(**_INNER)
-def _agree3(acc, root, a, b, c, scale):
-    for i in range(acc.size):
-        s = _ONE if a[i] + b[i] + c[i] >= _ZERO else -_ONE
-        total = _part(a[i] * s) + _part(b[i] * s) + _part(c[i] * s)
-        acc[i] = s * total * scale + root[i]
-
-
-@nb.njit(**_INNER)
-def _shares(u, v, scale):
-    """Scale over the sum of weights: of the first parent, the second, and both."""
-    return _over(scale, u), _over(scale, v), _over(scale, u + v)
-
-
-@nb.njit(**_INNER)
-def _over(scale, weight):
-    return scale if weight == _ZERO else scale / weight
-
-
-@nb.njit(**_INNER)
-def _share2(acc, root, a, b, shares):
-    """As `_agree2`, normalised: a choice among three quotients is cheaper than a division."""
-    first, second, both = shares
-    for i in range(acc.size):
-        s = _ONE if a[i] + b[i] >= _ZERO else -_ONE
-        x, y = a[i] * s, b[i] * s
-        p, q = x <= _ZERO, y <= _ZERO
-        total = (_ZERO if p else x) + (_ZERO if q else y)
-        share = second if p else (first if q else both)
-        acc[i] = s * total * share + root[i]
-
-
-@nb.njit(**_INNER)
-def _share3(acc, root, a, b, c, u, v, w, scale):
-    """As `_agree3`, normalised; with seven sets of parents a division is cheaper than a choice."""
-    for i in range(acc.size):
-        s = _ONE if a[i] + b[i] + c[i] >= _ZERO else -_ONE
-        x, y, z = a[i] * s, b[i] * s, c[i] * s
-        p, q, r = x <= _ZERO, y <= _ZERO, z <= _ZERO
-        total = (_ZERO if p else x) + (_ZERO if q else y) + (_ZERO if r else z)
-        weight = (_ZERO if p else u) + (_ZERO if q else v) + (_ZERO if r else w)
-        acc[i] = s * total / (_ONE if weight == _ZERO else weight) * scale + root[i]
-
-
-@nb.njit(inline="always")
-def _agreed(root, sign, total, weight, scale, normalize):
-    divisor = weight if normalize and weight != _ZERO else _ONE
-    return sign * total / divisor * scale + root
-
-
-@nb.njit(**_INNER)
-def _agree(scratch, parents, n, weights, scale, normalize):
-    acc, root = _row(scratch, 0, n), _row(scratch, 1, n)
-    votes, total, weight = _row(scratch, 2, n), _row(scratch, 3, n), _row(scratch, 4, n)
-    _sum(scratch, parents, n)
-    _set(votes, acc, _ONE)
+@nb.njit(**_COMPILED)
+def _agree(job, parts, number, n, scratch):
+    """As `_agree3`, of any number of parents: votes, total and weight have rows of their own."""
+    votes, acc = _row(scratch, _NUMBERS, n), _row(scratch, _SUM, n)
+    total, weight = _row(scratch, _MORE, n), _row(scratch, _SHARE, n)
+    _clear(votes)
     _clear(total)
     _clear(weight)
-    for k in range(parents):
-        _join(total, weight, votes, _row(scratch, 6 + k, n), weights[k])
-    for i in range(n):
-        s = _ONE if votes[i] >= _ZERO else -_ONE
-        acc[i] = _agreed(root[i], s, total[i], weight[i], scale, normalize)
+    for k in range(parts.shape[1]):
+        _accumulate(votes, _row(scratch, _PARENTS + k, n))
+    for k in range(parts.shape[1]):
+        _join(total, weight, votes, _row(scratch, _PARENTS + k, n), parts[number, k].weight)
+    _share(acc, _row(scratch, _BASE, n), votes, total, weight, job.scale, job.normalize == 0)
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
+def _share(acc, root, votes, total, weight, scale, plain):
+    for i in range(acc.size):
+        divisor = _ONE if (weight[i] == _ZERO) | plain else weight[i]
+        acc[i] = _turned(total[i] / divisor, _sign(votes[i])) * scale + root[i]
+
+
+@nb.njit(**_COMPILED)
 def _join(total, weight, votes, row, w):
     for i in range(total.size):
-        s = _ONE if votes[i] >= _ZERO else -_ONE
-        x = _part(row[i] * s)
-        total[i] += x
-        weight[i] += w if x != _ZERO else _ZERO
+        x = _turned(row[i], _sign(votes[i]))
+        total[i] = total[i] if x <= _ZERO else total[i] + x
+        weight[i] = weight[i] if x <= _ZERO else weight[i] + w
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
+def _accumulate(acc, row):
+    for i in range(acc.size):
+        acc[i] += row[i]
+
+
+@nb.njit(**_COMPILED)
 def _clear(row):
     for i in range(row.size):
         row[i] = _ZERO
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _set(acc, x, w):
     for i in range(acc.size):
         acc[i] = w * x[i]
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _add(acc, x, w):
     for i in range(acc.size):
         acc[i] += w * x[i]
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _set_two(acc, x, y, w, v):
     for i in range(acc.size):
         acc[i] = w * _f32(x[i]) + v * _f32(y[i])
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _add_two(acc, x, y, w, v):
     for i in range(acc.size):
         acc[i] = acc[i] + w * _f32(x[i]) + v * _f32(y[i])
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
+def _delta(memory, n, base, base_code, src, code, start):
+    """A tile of a task vector, or of a parent without a base; `memory` has room for two rows."""
+    delta, root = nb.carray(_f(memory), (n,)), nb.carray(_f(memory + 4 * _ROW), (n,))
+    _widen(delta, src, code, start)
+    if base != 0:
+        _widen(root, base, base_code, start)
+        for i in range(n):
+            delta[i] -= root[i]
+    return delta
+
+
+@nb.njit(**_COMPILED)
+def _count(delta, size):
+    found = 0
+    for i in range(delta.size):
+        found += abs(delta[i]) == size
+    return found
+
+
+@nb.njit(**_COMPILED)
+def _any_in(bits, number):
+    found = False
+    for i in range(bits.size):
+        size = bits[i] & _U(0x7FFFFFFF)
+        found |= (size >> _U(16) == number) & (size & _U(0xFFFF) != _U(0))
+    return found
+
+
+@nb.njit(**_COMPILED)
 def _widen(row, address, code, start):
     n = row.size
     if code == BFLOAT16:
@@ -612,13 +676,13 @@ def _widen(row, address, code, start):
             row[i] = f[i]
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _store(address, code, start, scratch, n):
-    acc = _row(scratch, 0, n)
+    acc = _row(scratch, _SUM, n)
     if code == FLOAT32:
         _stream(address + 4 * start, scratch, 4 * n)
         return
-    store = scratch + 4 * _ROW * 5
+    store = _place(scratch, _OUT)
     narrow = nb.carray(_u16(store), (n,))
     if code == BFLOAT16:
         _narrow(narrow, acc)
@@ -628,13 +692,13 @@ def _store(address, code, start, scratch, n):
     _stream(address + 2 * start, store, 2 * n)
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _narrow(narrow, acc):
     for i in range(acc.size):
         narrow[i] = _b16(acc[i])
 
 
-@nb.njit(**_INNER)
+@nb.njit(**_COMPILED)
 def _stream(target, source, count):
     """Copy bytes past the cache where the target lies on its lines."""
     lines = count // 64 if target % 64 == 0 else 0
@@ -646,10 +710,33 @@ def _stream(target, source, count):
         t[i] = s[i]
 
 
+@nb.njit(**_COMPILED)
+def _fetch(address, code, start):
+    """Ask for a source's next tile while this one is worked on; past the end it does nothing."""
+    width = 4 if code == FLOAT32 else 2
+    _prefetch(address + width * start, width * TILE // 64)
+
+
+@nb.njit(inline="always")
+def _place(scratch, number):
+    """Address of a row of the scratch memory."""
+    return scratch + 4 * _ROW * number
+
+
 @nb.njit(inline="always")
 def _row(scratch, number, n):
-    """A row of the scratch memory: plain addresses cost nothing, slices count references."""
-    return nb.carray(_f(scratch + 4 * _ROW * number), (n,))
+    return nb.carray(_f(_place(scratch, number)), (n,))
+
+
+@nb.njit(inline="always")
+def _sign(x):
+    return _U(_F(x).view(_U) & _SIGN)
+
+
+@nb.njit(inline="always")
+def _turned(x, sign):
+    """Times the sign, as bits: what agrees with it is positive."""
+    return _U(_F(x).view(_U) ^ sign).view(_F)
 
 
 @nb.njit(inline="always")
