@@ -30,6 +30,7 @@ def address(tensor: torch.Tensor) -> tuple[int, int] | None:
     return tensor.data_ptr(), code
 
 
+@functools.cache
 def native() -> Any:
     """The compiled loops, imported when first needed: they take a second to load."""
     return importlib.import_module("merge_core.native")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from merge_core.backends import address, native_loops
+from merge_core.backends import address, native, native_loops
 from merge_core.combination import (
     Bernoulli,
     Cut,
@@ -33,6 +33,7 @@ _PIECE = {"cpu": 1 << 18}
 _PIECE_ELSEWHERE = 1 << 25
 _KEPT_DECISIONS = 4  # per task vector: a study that fixes a density asks for the same one always
 _STEP = BLOCK // LEVELS
+_DERIVED = ""  # no parent's name
 
 _T = TypeVar("_T")
 
@@ -58,6 +59,12 @@ class TensorGroup:
     seed: int
     geometry: "Geometry"
     compat: bool = False
+    figures: dict[Hashable, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Find the figures of these inputs."""
+        key = (self.inputs, self.base, self.dtype)
+        object.__setattr__(self, "figures", self.geometry.figures.setdefault(key, {}))
 
     @property
     def parents(self) -> int:
@@ -145,10 +152,9 @@ class TensorGroup:
                 their rounding.
             compute: Makes it.
         """
-        figures = self.geometry.figures.setdefault((self.inputs, self.base, self.dtype), {})
-        if key not in figures:
-            figures[key] = compute()
-        return cast("_T", figures[key])
+        if key not in self.figures:
+            self.figures[key] = compute()
+        return cast("_T", self.figures[key])
 
     def derived(self, key: Hashable, build: Callable[[], torch.Tensor]) -> TensorRef:
         """A tensor made of the inputs once, laid down in a mapped file: a source for `Linear`.
@@ -159,7 +165,7 @@ class TensorGroup:
         """
 
         def make() -> TensorRef:
-            ref = TensorRef("derived", f"{self.name}/{len(self.geometry.derived)}")
+            ref = TensorRef(_DERIVED, f"{self.name}/{len(self.geometry.derived)}")
             self.geometry.derived[ref] = self.geometry.keep(build())
             return ref
 
@@ -216,7 +222,7 @@ class Geometry:
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """A parent's or derived tensor, in its stored dtype."""
-        if ref in self.derived:
+        if ref.parent == _DERIVED:
             return self.derived[ref]
         return self.parents.tensor(ref.parent, ref.name)
 
@@ -309,15 +315,24 @@ def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
     for row in range(0, 0 if size is None else size.shape[0], rows):
         assert size is not None
         part = size[row : row + rows]
-        order = part.argsort(dim=1, stable=True)
-        places = torch.arange(columns, device=part.device).expand_as(order)
-        ranks = torch.empty_like(order).scatter_(1, order, places)
+        ranks = _row_ranks(part)
         share = ranks.double() / (columns - 1) if columns > 1 else ranks.double() + 0.5
         start = row * columns
         numbers = random_bits(stream, start, part.numel(), part.device).view(part.shape)
         score = (numbers + BLOCK * epsilon * (1 - 2 * share)).floor().clamp(0, BLOCK - 1)
         scores[start : start + part.numel()] = score.to(torch.uint16).reshape(-1).cpu()
     return group.geometry.keep(scores)
+
+
+def _row_ranks(sizes: torch.Tensor) -> torch.Tensor:
+    """Places in the ascending order of each row, `(rows, columns)`; equal ones keep theirs."""
+    if native_loops() and sizes.device.type == "cpu":
+        ranks = torch.empty(sizes.shape, dtype=torch.int32)
+        native().row_ranks(sizes.contiguous().numpy(), ranks.numpy())
+        return ranks
+    order = sizes.argsort(dim=1, stable=True)
+    places = torch.arange(sizes.shape[1], device=sizes.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
 
 
 def _kept_few(known: dict[Any, _T], key: Hashable, compute: Callable[[], _T]) -> _T:

@@ -78,6 +78,9 @@ def _places(job: Job) -> list[tuple[int, int]] | None:
 def _run_linear(batch: _Batch) -> None:
     jobs, parts = _tables(batch, 1)
     parts["factor"] = [job.combination.coefficients for job, _ in batch]  # pyright: ignore
+    short = (jobs["out_code"] == codes.BFLOAT16) & (parts["code"] == codes.BFLOAT16).all(1)
+    fits = short & (parts["factor"] != 0).all(1) & (1 < parts.shape[1] < 5)
+    jobs["loop"] = np.where(fits, codes.WHOLE, codes.GENERAL)
     _spread(native().linear, jobs, parts, batch)
 
 

@@ -148,10 +148,9 @@ def find_method(name: str) -> MergeMethod:
     Raises:
         RecipeError: If there is none; names the nearest.
     """
-    methods = merge_methods()
-    if name not in methods:
+    if name not in _METHODS and name not in (methods := merge_methods()):
         raise RecipeError(f"merge_method: '{name}' is unknown; {nearest(name, methods)}")
-    return methods[name]
+    return _METHODS[name]
 
 
 def _read_parameters(function: Callable[..., Combination]) -> list[Parameter]:

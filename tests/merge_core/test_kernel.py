@@ -201,3 +201,35 @@ def test_a_scaled_passthrough_is_written(parents):
     step = scaled.steps[0]
     source = parents.tensor(step.inputs[0].parent, step.inputs[0].name)
     assert torch.equal(bench.slots[step.out], source * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "kept"),
+    [
+        ("linear", {}, 1.0),
+        ("task_arithmetic", {}, 1.0),
+        ("ties", {"density": 0.5}, 1.0),
+        ("breadcrumbs_ties", {"density": 0.5, "gamma": 0.1}, 1.0),
+        ("dare_linear", {"density": 0.5, "rescaling": "density"}, 0.4),  # it drops some of them
+    ],
+)
+def test_what_is_no_number_stays_so_whatever_its_pattern(method, given, kept):
+    """The loops for bfloat16 round without looking for NaN: none of its patterns may become one."""
+    patterns = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    parents, base = family_of_tensors(3, 65536, torch.bfloat16)
+    given = {"weight": (0.4, 0.7, 0.3), "out_dtype": torch.bfloat16} | given
+    merged = fast_merge(method, [patterns, *parents[1:]], base, **given)
+    assert merged[patterns.isnan()].isnan().float().mean() >= kept
+    assert merged[patterns.isfinite()].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(1000, 33), (7, 1), (3, 0), (2, 4097)])
+def test_row_ranks_are_those_of_a_stable_sort(shape):
+    sizes = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16().float().abs()
+    if sizes.numel() > 100:
+        sizes[0, 5], sizes[1, 3], sizes[1, 7] = float("nan"), float("inf"), 0.0
+    order = sizes.argsort(dim=1, stable=True)
+    ranks = torch.empty(shape, dtype=torch.int32)
+    backends.native().row_ranks(sizes.numpy(), ranks.numpy())
+    places = torch.arange(shape[1]).expand_as(order)
+    assert torch.equal(ranks.long(), torch.empty_like(order).scatter_(1, order, places))
