@@ -97,7 +97,15 @@ def _run_task_vectors(batch: _Batch) -> None:
         for part, selection in zip(row, form.selections, strict=True):
             _describe(selection, part)
     jobs["loop"] = _loops(jobs, parts)
-    _spread(native().task_vectors, jobs, parts, batch)
+    numbers = np.arange(len(batch))
+    loops = native()
+    quick = loops.two_task_vectors if parts.shape[1] == 2 else loops.three_task_vectors
+    for loop, chosen in (
+        (loops.task_vectors, numbers[jobs["loop"] == codes.GENERAL]),
+        (quick, numbers[jobs["loop"] != codes.GENERAL]),
+    ):
+        if len(chosen):
+            _spread(loop, jobs[chosen], parts[chosen], [batch[i] for i in chosen])
 
 
 def _tables(batch: _Batch, first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,6 @@ from merge_core.codes import (
     EVERYTHING,
     FLOAT16,
     FLOAT32,
-    GENERAL,
     LARGE,
     NOTHING,
     RANDOM,
@@ -115,21 +114,38 @@ def task_vectors(jobs, parts, runs, scratch):
         for tile in range(runs[run, 1], runs[run, 2]):
             start = tile * TILE
             n = min(TILE, job.numel - start)
-            if job.loop == GENERAL:
-                _widen(_row(scratch, _BASE, n), job.base, job.base_code, start)
-                for k in range(parents):
-                    _select(parts[number, k], parts[number, max(k - 1, 0)], k, start, n, scratch)
-                if job.consensus == 0 or parents == 1:
-                    _total(job, parts[number, 0], parents, n, scratch)
-                else:
-                    _agree(job, parts, number, n, scratch)
-                _store(job.out, job.out_code, start, scratch, n)
-                continue
-            a, b = parts[number, 0], parts[number, 1]
-            if parents == 2:
-                _two(job, a, b, start, n, scratch)
+            _widen(_row(scratch, _BASE, n), job.base, job.base_code, start)
+            for k in range(parents):
+                _select(parts[number, k], parts[number, max(k - 1, 0)], k, start, n, scratch)
+            if job.consensus == 0 or parents == 1:
+                _total(job, parts[number, 0], parents, n, scratch)
             else:
-                _three(job, a, b, parts[number, 2], start, n, scratch)
+                _agree(job, parts, number, n, scratch)
+            _store(job.out, job.out_code, start, scratch, n)
+
+
+@nb.njit(cache=True, **_COMPILED)
+def two_task_vectors(jobs, parts, runs, scratch):
+    """As `task_vectors`, of two parents in bfloat16 for which `codes.JOB` names another loop."""
+    for run in range(runs.shape[0]):
+        job, a, b = jobs[runs[run, 0]], parts[runs[run, 0], 0], parts[runs[run, 0], 1]
+        for tile in range(runs[run, 1], runs[run, 2]):
+            start = tile * TILE
+            n = min(TILE, job.numel - start)
+            _two(job, a, b, start, n, scratch)
+            _stream(job.out + 2 * start, _place(scratch, _OUT), 2 * n)
+
+
+@nb.njit(cache=True, **_COMPILED)
+def three_task_vectors(jobs, parts, runs, scratch):
+    """As `two_task_vectors`, of three parents."""
+    for run in range(runs.shape[0]):
+        job, a, b = jobs[runs[run, 0]], parts[runs[run, 0], 0], parts[runs[run, 0], 1]
+        c = parts[runs[run, 0], 2]
+        for tile in range(runs[run, 1], runs[run, 2]):
+            start = tile * TILE
+            n = min(TILE, job.numel - start)
+            _three(job, a, b, c, start, n, scratch)
             _stream(job.out + 2 * start, _place(scratch, _OUT), 2 * n)
 
 
@@ -304,6 +320,8 @@ def _two(job, a, b, start, n, scratch):
                 _two_between_agree(target, root, x, y, k, m, p, q, scale, plain)
             else:
                 _two_between(target, root, x, y, k, m, p, q, scale, plain)
+        elif job.consensus and plain:
+            _two_random_vote(target, root, x, y, k, m, p, q, scale, plain)
         elif job.consensus:
             _two_random_agree(target, root, x, y, k, m, p, q, scale, plain)
         else:
@@ -342,6 +360,8 @@ def _three(job, a, b, c, start, n, scratch):
                 _three_between_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
             else:
                 _three_between(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        elif job.consensus and plain:
+            _three_random_vote(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
         elif job.consensus:
             _three_random_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
         else:
@@ -381,6 +401,24 @@ def _sum2(x, y, p, q, scale, plain):
 @nb.njit(inline="always")
 def _sum3(x, y, z, p, q, r, scale, plain):
     return (x + y + z) * scale
+
+
+@nb.njit(inline="always")
+def _vote2(x, y, p, q, scale, plain):
+    """The sum of those with the sum's sign; `_agree2` where no weights are needed."""
+    sign = _sign(x + y)
+    x, y = _turned(x, sign), _turned(y, sign)
+    total = x if not x <= _ZERO else _ZERO
+    return _turned(total + y if not y <= _ZERO else total, sign) * scale
+
+
+@nb.njit(inline="always")
+def _vote3(x, y, z, p, q, r, scale, plain):
+    sign = _sign(x + y + z)
+    x, y, z = _turned(x, sign), _turned(y, sign), _turned(z, sign)
+    total = x if not x <= _ZERO else _ZERO
+    total = total + y if not y <= _ZERO else total
+    return _turned(total + z if not z <= _ZERO else total, sign) * scale
 
 
 @nb.njit(inline="always")
@@ -446,6 +484,7 @@ _two_random, _three_random = _loop2(_random, _sum2), _loop3(_random, _sum3)
 _two_large_agree, _three_large_agree = _loop2(_large, _agree2), _loop3(_large, _agree3)
 _two_between_agree, _three_between_agree = _loop2(_between, _agree2), _loop3(_between, _agree3)
 _two_random_agree, _three_random_agree = _loop2(_random, _agree2), _loop3(_random, _agree3)
+_two_random_vote, _three_random_vote = _loop2(_random, _vote2), _loop3(_random, _vote3)
 
 
 @nb.njit(**_COMPILED)
