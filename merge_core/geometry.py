@@ -222,9 +222,13 @@ class Geometry:
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """A parent's or derived tensor, in its stored dtype."""
-        if ref.parent == _DERIVED:
+        if self.made(ref):
             return self.derived[ref]
         return self.parents.tensor(ref.parent, ref.name)
+
+    def made(self, ref: TensorRef) -> bool:
+        """Whether it is a derived tensor."""
+        return ref.parent == _DERIVED
 
     def flat(self, ref: TensorRef) -> torch.Tensor:
         """The same as one dimension."""

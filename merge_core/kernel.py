@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from merge_core import codes
-from merge_core.backends import address, native, native_loops
+from merge_core.backends import address, fused_loops, native, native_loops
 from merge_core.combination import (
     Bernoulli,
     Combination,
+    Elementwise,
     Linear,
     Nothing,
     Scored,
@@ -20,6 +21,7 @@ from merge_core.combination import (
     TaskVectors,
     Window,
 )
+from merge_core.fused import execute_fused
 from merge_core.geometry import TensorGroup
 from merge_core.tiled import divisor, execute_tiled, sources
 
@@ -49,12 +51,17 @@ def execute(jobs: Iterable[Job]) -> None:
     for job in jobs:
         places = _places(job)
         if places is None:
-            execute_tiled(job.combination, job.group, job.out)
+            _execute_with_torch(job)
         else:
             kind = (type(job.combination), len(places))
             batches.setdefault(kind, []).append((job, places))
     for (kind, _), batch in batches.items():
         (_run_linear if kind is Linear else _run_task_vectors)(batch)
+
+
+def _execute_with_torch(job: Job) -> None:
+    plain = isinstance(job.combination, Elementwise) or not fused_loops(job.out.device.type)
+    (execute_tiled if plain else execute_fused)(job.combination, job.group, job.out)
 
 
 def _places(job: Job) -> list[tuple[int, int]] | None:

@@ -76,16 +76,29 @@ def random_bits(stream: Stream, start: int, count: int, device: torch.device) ->
     Returns:
         int32, `(count,)`, 0 to 65535.
     """
-    first, last = start // BLOCK, (start + count - 1) // BLOCK
-    keys = [splitmix64(stream.key + block * _GOLDEN) for block in range(first, last + 1)]
+    before, within = block_keys(stream.key, start, count, device)
+    places = torch.arange(BLOCK, dtype=torch.int32, device=device)
+    mixed = mixed_bits(places, before[:, None], within[:, None]).flatten()
+    offset = start % BLOCK
+    return (mixed[offset : offset + count] >> (16 * stream.half)) & 0xFFFF
+
+
+def block_keys(
+    key: int, start: int, count: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two halves of the keys of the blocks that some positions lie in, int32 `(blocks,)`."""
+    blocks = range(start // BLOCK, (start + count - 1) // BLOCK + 1)
+    keys = [splitmix64(key + block * _GOLDEN) for block in blocks]
     before, within = (
         torch.tensor([_signed(key >> shift) for key in keys], dtype=torch.int32, device=device)
         for shift in (0, 32)
     )
-    places = torch.arange(BLOCK, dtype=torch.int32, device=device) * _signed(0x9E3779B9)
-    mixed = _mix(places + before[:, None], within[:, None]).flatten()
-    offset = start - first * BLOCK
-    return (mixed[offset : offset + count] >> (16 * stream.half)) & 0xFFFF
+    return before, within
+
+
+def mixed_bits(places: torch.Tensor, before: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
+    """The 32 random bits of places in their blocks; all int32, the keys broadcast to places."""
+    return _mix(places * _signed(0x9E3779B9) + before, within)
 
 
 def splitmix64(x: int) -> int:
@@ -135,9 +148,7 @@ def _signed(value: int) -> int:
 def _mix(x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """lowbias32 in wrapping int32, with a key xored in after its second shift."""
     x = x ^ ((x >> 16) & 0xFFFF)
-    x *= 0x7FEB352D
-    x ^= (x >> 15) & 0x1FFFF
-    x = x ^ key
-    x *= _signed(0x846CA68B)
-    x ^= (x >> 16) & 0xFFFF
-    return x
+    x = x * 0x7FEB352D
+    x = x ^ ((x >> 15) & 0x1FFFF) ^ key
+    x = x * _signed(0x846CA68B)
+    return x ^ ((x >> 16) & 0xFFFF)

@@ -19,7 +19,7 @@ def execute_tiled(combination: Combination, group: TensorGroup, out: torch.Tenso
     refs = sources(combination, group)
     inputs = [group.geometry.flat(ref) for ref in refs]
     # Derived tensors were made of inputs that had been rounded already.
-    rounding = [None if ref in group.geometry.derived else group.dtype for ref in refs]
+    rounding = [None if group.geometry.made(ref) else group.dtype for ref in refs]
     base = group.geometry.flat(group.base) if group.base else None
     for start, end in spans(flat):
         parts = [source[start:end] for source in inputs]

@@ -7,7 +7,7 @@ import torch
 from reference_merges import fast_merge
 from tiny_models import write_family
 
-from merge_core import backends
+from merge_core import backends, fused
 from merge_core.apply import Workbench, apply, apply_all
 from merge_core.checkpoint import open_checkpoint
 from merge_core.parents import Parents
@@ -47,6 +47,13 @@ def loops_as_they_were():
     backends.native_loops.cache_clear()
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """An accelerator's loops as they are before torch.compile."""
+    monkeypatch.setattr(backends, "_compiles", lambda _device: True)
+    monkeypatch.setattr(fused, "_compiled", lambda piece: piece)
+
+
 def family_of_tensors(count, size, dtype):
     """Fine-tunes as they are: a third of the magnitudes are tied in 16 bits."""
     generator = torch.Generator().manual_seed(size + count)
@@ -57,21 +64,55 @@ def family_of_tensors(count, size, dtype):
     return parents, base.to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_both_kinds_of_loops_agree(case, dtype, monkeypatch):
+def assert_agreement(kind, case, dtype, sizes, monkeypatch):
+    """A kind of loops gives what plain ones give."""
     method, params = CASES[case]
-    for count, size in itertools.product((1, 2, 3, 5), (1, 511, 512, 70_001)):
+    for count, size in itertools.product((1, 2, 3, 5), sizes):
         parents, base = family_of_tensors(count, size, dtype)
         given = {"weight": (0.4, 0.7, 0.3, 0.5, 0.2)} | params
         given = {k: v[:count] if isinstance(v, tuple) else v for k, v in given.items()}
         if method == "linear" and sum(given["weight"]) == 0:
             continue
-        merged = []
-        for kind in ("auto", "plain"):
-            with_loops(monkeypatch, kind)
-            merged.append(fast_merge(method, parents, base, **given))
-        torch.testing.assert_close(*merged, rtol=2e-6, atol=2e-8, msg=f"{count} of {size}")
+        for out in {torch.float32, dtype}:
+            merged = []
+            for loops in (kind, "plain"):
+                with_loops(monkeypatch, loops)
+                merged.append(fast_merge(method, parents, base, out_dtype=out, **given))
+            rtol = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[out]
+            message = f"{count} of {size} to {out}"
+            torch.testing.assert_close(*merged, rtol=rtol, atol=2e-8, msg=message)
+            if out == torch.bfloat16:  # sums near the middle of two numbers may round either way
+                assert (merged[0] != merged[1]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_both_kinds_of_loops_agree(case, dtype, monkeypatch):
+    assert_agreement("auto", case, dtype, (1, 1023, 1024, 70_001), monkeypatch)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_an_accelerators_loops_agree_too(case, dtype, monkeypatch):
+    assert_agreement("fused", case, dtype, (1, 70_001), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_an_accelerators_loops_agree_when_compiled(case, monkeypatch):
+    assert_agreement("fused", case, torch.bfloat16, (1, 70_001), monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_new_candidate_compiles_nothing(monkeypatch):
+    with_loops(monkeypatch, "fused")
+    parents, base = family_of_tensors(3, 70_001, torch.bfloat16)
+    for density in (0.3, 0.4, 0.6):
+        fast_merge("ties", parents, base, weight=(0.4, density, 0.3), density=density)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for density in (0.35, 0.7, 0.9):
+            fast_merge("ties", parents, base, weight=(0.4, density, 0.3), density=density)
 
 
 @pytest.mark.parametrize("case", ["linear", "ties", "dare_ties", "della"])
