@@ -61,6 +61,12 @@ class Workbench:
             slot.data = self.lent.pop(name)
         return slot
 
+    def lend(self, name: str, tensor: torch.Tensor) -> None:
+        """Let a slot be a parent's tensor itself: no byte moves."""
+        slot = self.slots[name]
+        self.lent.setdefault(name, slot.data)
+        slot.data = tensor
+
 
 def apply(plan: MergePlan, bench: Workbench) -> MergeStats:
     """Make the live model be what the plan describes.
@@ -86,34 +92,37 @@ def apply_all(work: Sequence[tuple[MergePlan, Workbench]]) -> list[MergeStats]:
     """
     start = time.perf_counter()
     jobs: list[tuple[MergeStep, torch.Tensor]] = []
-    stats: list[MergeStats] = []
+    lent: list[tuple[MergeStep, Workbench, torch.Tensor]] = []
+    counts: list[tuple[int, int]] = []
     for plan, bench in work:
         steps = [step for step in plan.steps if step.out in bench.slots]
         pending = [step for step in steps if bench.done.get(step.out) != step]
         for step in pending:
             bench.done.pop(step.out, None)
-        jobs += [(step, bench.own(step.out)) for step in pending if not _lent(step, bench)]
-        stats.append(MergeStats(0.0, len(pending), len(steps) - len(pending)))
+            if (tensor := _lendable(step, bench)) is not None:
+                lent.append((step, bench, tensor))
+            else:
+                jobs.append((step, bench.own(step.out)))
+        counts.append((len(pending), len(steps) - len(pending)))
     run_steps(jobs, work[0][1].geometry)
+    for step, bench, tensor in lent:
+        bench.lend(step.out, tensor)
     for plan, bench in work:
         bench.done.update((step.out, step) for step in plan.steps if step.out in bench.slots)
     seconds = time.perf_counter() - start
-    return [MergeStats(seconds, each.written, each.kept) for each in stats]
+    return [MergeStats(seconds, written, kept) for written, kept in counts]
 
 
-def _lent(step: MergeStep, bench: Workbench) -> bool:
-    """Let a slot be a parent's tensor itself where a step only passes it through: no byte moves."""
+def _lendable(step: MergeStep, bench: Workbench) -> torch.Tensor | None:
+    """The parent's tensor that a slot may be itself where a step only passes it through."""
     if step.method != "passthrough" or step.params != _UNSCALED or step.rounding is not None:
-        return False
+        return None
     slot = bench.slots[step.out]
     if not isinstance(slot, torch.nn.Parameter):
-        return False  # a view into packed weights has to be written
+        return None  # a view into packed weights has to be written
     tensor = bench.parents.tensor(step.inputs[0].parent, step.inputs[0].name)
-    if tensor.dtype != slot.dtype or tensor.device != slot.device or not tensor.is_contiguous():
-        return False
-    bench.lent.setdefault(step.out, slot.data)
-    slot.data = tensor
-    return True
+    fits = tensor.dtype == slot.dtype and tensor.device == slot.device and tensor.is_contiguous()
+    return tensor if fits else None
 
 
 @torch.inference_mode()
@@ -129,11 +138,14 @@ def run_steps(steps: Iterable[tuple[MergeStep, torch.Tensor]], geometry: Geometr
             the parents.
     """
     jobs: list[Job] = []
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step, out in steps:
         if step.method is None:
-            _copy(step, geometry, out)
+            copies.append((out, _agreed(step, geometry)))
         else:
             jobs.append(_job(step, geometry, out))
+    for out, tensor in copies:
+        out.copy_(tensor)
     execute(jobs)
 
 
@@ -146,11 +158,12 @@ def _job(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> Job:
     return Job(find_method(step.method).combine(group, **keywords), group, out)
 
 
-def _copy(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> None:
+def _agreed(step: MergeStep, geometry: Geometry) -> torch.Tensor:
+    """What all parents hold, of a tensor that can't be merged."""
     first, *others = (geometry.parents.tensor(ref.parent, ref.name) for ref in step.inputs)
     if not all(torch.equal(first, other) for other in others):
         raise MergeError(
             f"tensor '{step.out}' holds no floating-point numbers and differs between "
             f"{', '.join(ref.parent for ref in step.inputs)}; it can't be merged"
         )
-    out.copy_(first)
+    return first
