@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 PARENTS = ("base", "a", "b", "c")
 BASE_STD = 0.02
-DELTA_STD = 1.3e-3  # as fine-tunes have; half of its square is common to the three
+COMMON_STD = 6e-4  # of the task vectors, the part that all share
+OWN_STD = 1e-3  # and each one's own, whose tails are heavier than a normal distribution's
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,9 @@ def _tensors(shape: tuple[int, ...], generator: torch.Generator) -> dict[str, to
         return torch.randn(shape, generator=generator).mul_(std)
 
     base = noise(BASE_STD) if len(shape) > 1 else noise(0.05).add_(1)
-    common = noise(DELTA_STD * math.sqrt(0.5)).add_(base)
-    tunes = {name: noise(DELTA_STD * math.sqrt(0.5)).add_(common) for name in PARENTS[1:]}
+    common = noise(COMMON_STD).add_(base)
+    tunes = {
+        name: noise(OWN_STD).mul_(1 + 0.5 * torch.rand(shape, generator=generator)).add_(common)
+        for name in PARENTS[1:]
+    }
     return {name: tensor.bfloat16() for name, tensor in ({"base": base} | tunes).items()}
