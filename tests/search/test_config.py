@@ -168,7 +168,7 @@ def test_a_local_task_file_is_relative_to_the_study(
     path = study_folder / "by_file.yaml"
     path.write_text(yaml.safe_dump(study_dict(**changes)))
     monkeypatch.chdir(tmp_path)
-    assert len(check_study(path).tasks[0].documents) == 60
+    assert len(check_study(path).tasks[0].places) == 60
 
 
 def test_a_study_folder_can_be_moved(study_folder: Path):
