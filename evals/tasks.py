@@ -40,6 +40,7 @@ class TaskRequest:
         weight: What it counts among the study's benchmarks.
         file: Where the task's YAML file is, if the study names one.
         arguments: Further keys of the task's YAML that the study sets, or all of them.
+        home: Where relative paths begin in a task that the study itself writes.
         gen_kwargs: Put over the task's `generation_kwargs`.
         common_gen_kwargs: Those of the whole study, under these; a task that generates nothing
             has no use for them.
@@ -56,6 +57,7 @@ class TaskRequest:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     common_gen_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     signal: str = "auto"
+    home: Path | None = None
 
 
 @dataclass(slots=True)
@@ -184,13 +186,19 @@ def _task_manager(
     given: Any = dict(metadata) if metadata else None
     local = TaskManager(include_path=paths, include_defaults=False, metadata=given)
     known = set(local.all_tasks)
-    whole = ("dataset_path", "custom_dataset", "class")
-    if all(
-        request.file or request.task in known or any(key in request.arguments for key in whole)
-        for request in requests
-    ):
+    if all(name in known for request in requests for name in _names(request)):
         return local
     return TaskManager(include_path=paths, include_defaults=True, metadata=given)
+
+
+def _names(request: TaskRequest) -> list[str]:
+    """The names that have to be looked up for a request."""
+    members: Any = request.arguments.get("task")
+    if isinstance(members, list):
+        parts = [m.get("task", m.get("group")) if isinstance(m, dict) else m for m in members]
+        return [part for part in parts if isinstance(part, str)]
+    whole = any(key in request.arguments for key in ("dataset_path", "custom_dataset", "class"))
+    return [] if request.file is not None or whole else [request.task]
 
 
 def _open_task(
@@ -279,13 +287,15 @@ def _build(manager: TaskManager, request: TaskRequest) -> Any:
 
 
 def _home(manager: TaskManager, request: TaskRequest) -> Path:
-    """Where a task's relative data paths begin: the folder of its YAML file."""
-    entry = manager.task_index.get(request.task)
-    path = request.file or (entry.yaml_path if entry else None)
-    if path is None and entry is not None and entry.tags:
-        first = manager.task_index.get(min(entry.tags))
-        path = first.yaml_path if first else None
-    return path.resolve().parent if path else Path.cwd()
+    """Where relative data paths begin: the folder of a task's YAML file, or of a tag's first."""
+    if request.file is not None:
+        return request.file.resolve().parent
+    entry, members = manager.task_index.get(request.task), request.arguments.get("task")
+    names = [request.task, *sorted(entry.tags if entry else ())]
+    names += [name for name in members or () if isinstance(name, str)]
+    known = [manager.task_index[name].yaml_path for name in names if name in manager.task_index]
+    paths = [path.resolve().parent for path in known if path is not None]
+    return paths[0] if paths else request.home or Path.cwd()
 
 
 def _refuse_unfit(task: ConfigurableTask, request: TaskRequest) -> None:

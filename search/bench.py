@@ -260,6 +260,7 @@ def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]
         gen_kwargs=objective.gen_kwargs,
         common_gen_kwargs=common,
         signal=objective.signal,
+        home=folder,
     )
 
 
