@@ -57,11 +57,12 @@ def symptoms(lm: Any, items: Sequence["Item"]) -> dict[str, float]:
 
 def loops(text: str) -> bool:
     """Whether a text ends in copies of one piece."""
-    text = text.rstrip()
-    for length in range(1, len(text) // _REPEATS + 1):
-        copies = max(_REPEATS, -(-_SPAN // length))
-        if copies * length <= len(text) and text.endswith(text[-length:] * copies):
-            return True
+    text = " ".join(text.split()) + " "  # as if the piece that is repeated ended in a blank
+    for ending in (text, text[:-1]):
+        for length in range(1, len(ending) // _REPEATS + 1):
+            copies = max(_REPEATS, -(-_SPAN // length))
+            if copies * length <= len(ending) and ending.endswith(ending[-length:] * copies):
+                return True
     return False
 
 

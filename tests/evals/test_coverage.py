@@ -1,4 +1,4 @@
-"""Whatever lm-eval can run gives lm-eval's own numbers: here on whole sets, by `simple_evaluate`."""
+"""Whatever lm-eval can run gives the numbers of `simple_evaluate`, here on whole sets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -247,13 +247,12 @@ def test_arguments_of_lm_eval_do_what_they_do_there(
 ):
     seed = {"fewshot_seed": 7} if "fewshot_random_seed" in arguments else {}
     cards, harness = whole(request_, **seed)
-    plain, _ = whole(TaskRequest(request_.task))
     found = plain_results(resident, tasks, request_.task, **arguments)
     assert prompts(harness) == their_prompts(found, request_.task)
     metric = harness.benchmarks[0].metric
     assert by_document(cards, harness, metric) == theirs(found, metric)
     _, untouched = whole(TaskRequest(request_.task))
-    assert plain and prompts(untouched) != prompts(harness)
+    assert prompts(untouched) != prompts(harness)
 
 
 def test_arguments_of_the_model_do_what_they_do_there(
@@ -271,7 +270,7 @@ def test_arguments_of_the_model_do_what_they_do_there(
             assert cards[Role.SEARCH].items != own[Role.SEARCH].items
 
 
-def test_what_comes_before_the_end_of_thinking_does_not_count(whole: Score, resident: Resident):
+def test_what_comes_before_the_end_of_thinking_does_not_count(whole: Score):
     generous = {"max_gen_toks": 20, "until": ["\n"]}
     _, harness = whole(TaskRequest("tiny_generate", gen_kwargs=generous))
     texts = [i.requests[0].resps[0] for i in harness.benchmarks[0].items[Role.SEARCH]]
@@ -282,7 +281,7 @@ def test_what_comes_before_the_end_of_thinking_does_not_count(whole: Score, resi
     assert cut != texts
 
 
-def test_a_tasks_own_keys_can_be_put_over_it(whole: Score, tasks: Path):
+def test_a_tasks_own_keys_can_be_put_over_it(whole: Score):
     """As in a group's list of tasks in lm-eval: the task's YAML keys, some of them replaced."""
     request = TaskRequest("tiny_shots", arguments={"num_fewshot": 1, "description": "Say: "})
     _, harness = whole(request)
