@@ -47,9 +47,11 @@ def health(
 
 
 def norm(tensor: torch.Tensor) -> float:
-    """A tensor's Euclidean norm, in one pass; finite only if every element is."""
-    # Added up in float32 whatever is stored: the square of a large float16 is none.
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))  # pyright: ignore
+    """A tensor's Euclidean norm to 1% at least, in one pass; finite only if every element is."""
+    # torch adds up in float32 whatever is stored; only a float16 result could overflow. Asking for
+    # a float32 result of bfloat16 takes four times as long (64 against 15 ms for 265 MB).
+    wide = torch.float32 if tensor.dtype is torch.float16 else None
+    return float(torch.linalg.vector_norm(tensor, dtype=wide))  # pyright: ignore
 
 
 def ranges(norms: Iterable[Mapping[str, float]]) -> dict[str, Range]:

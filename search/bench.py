@@ -16,9 +16,10 @@ from evals.errors import EvaluationError
 from evals.guards import Range
 from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import build_resident
 from evals.settings import Settings
-from evals.tasks import OpenTask, TaskRequest, open_tasks, seal
+from evals.tasks import OpenTask, open_tasks, seal
 from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest

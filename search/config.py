@@ -35,13 +35,22 @@ ModelName = Annotated[Name, BeforeValidator(_as_text)]
 
 
 def _named(value: object) -> object:
-    """A task's mapping has to say which task it is."""
-    if not isinstance(value, dict):
-        return value
-    entries = cast("dict[str, Any]", value)
-    if not isinstance(entries.get("group", entries.get("task")), str):
-        raise ValueError("expected 'task' (or 'group') with a name among its keys")
-    return entries
+    """A task is a name, or keys that say which task they are of."""
+    name: object = value
+    if isinstance(value, dict):
+        entries = cast("dict[str, Any]", value)
+        name = entries.get("group", entries.get("task"))
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"expected a task's name, or its keys with the name as 'task' or 'group', got {value!r}"
+        )
+    return cast("object", value)
+
+
+def _template(value: object) -> object:
+    if not isinstance(value, bool | str) or value == "":
+        raise ValueError(f"expected true, false or a template's name, got {value!r}")
+    return value
 
 
 def _generation(value: object) -> object:
@@ -64,7 +73,8 @@ def _generation(value: object) -> object:
     return entries
 
 
-TaskKeys = Annotated[dict[str, Any], BeforeValidator(_named)]
+Task = Annotated[str | dict[str, Any], BeforeValidator(_named)]
+Template = Annotated[bool | str, BeforeValidator(_template)]
 GenerationKeys = Annotated[dict[str, Any], BeforeValidator(_generation)]
 
 
@@ -94,7 +104,7 @@ class ObjectiveConfig(_Section):
     put over its own, others make a task of their own.
     """
 
-    task: Name | TaskKeys
+    task: Task
     metric: Name | None = None
     signal: Literal["auto", "metric", "probability", "margin", "bits_per_byte"] = "auto"
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
@@ -142,7 +152,7 @@ class EvaluationConfig(_Section):
     tasks: tuple[str, ...] = Field(default=(), strict=False)
     batch_size: Positive = 32
     max_length: Positive | None = None
-    apply_chat_template: bool | Name = False
+    apply_chat_template: Template = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
     fewshot_seed: Annotated[int, Field(ge=0)] = 1234
@@ -259,6 +269,8 @@ def _explain(detail: ErrorDetails) -> str:
             return f"{place}: is missing"
         case "string_pattern_mismatch":
             return f"{place}: {given!r} has a form that is not allowed"
+        case "value_error":
+            return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
         case _:
             return f"{place}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {given!r}"
 

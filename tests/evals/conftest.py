@@ -9,9 +9,10 @@ from tiny_study import write_study
 
 from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import Resident, build_resident
 from evals.settings import Settings
-from evals.tasks import OpenTask, TaskRequest, open_tasks
+from evals.tasks import OpenTask, open_tasks
 from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.parents import Parents

@@ -11,10 +11,11 @@ from plain_lm_eval import plain_model, plain_results
 from evals.errors import EvaluationError
 from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import Resident
 from evals.scorecard import Scorecard
 from evals.settings import Settings
-from evals.tasks import TaskRequest, open_tasks
+from evals.tasks import open_tasks
 
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 ITEMS = 24

@@ -84,3 +84,12 @@ def test_a_configuration_that_states_another_vocabulary_is_found(resident: Resid
     resident.model.config.vocab_size = 200
     found = disagreement(resident.model, resident.tokenizer) or ""
     assert "states a vocabulary of 200, the embeddings have 104 rows and the head 104" in found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_norm_is_right_whatever_the_dtype(dtype: torch.dtype):
+    """Added up in 16 bits, many small squares would be lost."""
+    tensor = torch.full((1_000_000,), 100.0, dtype=dtype)
+    assert norm(tensor) == pytest.approx(100_000.0, rel=0.01)
+    tensor[-1] = torch.nan
+    assert norm(tensor) != norm(tensor)

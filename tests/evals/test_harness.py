@@ -15,9 +15,10 @@ from lm_eval.tasks import TaskManager
 from evals.errors import EvaluationError
 from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import Resident
 from evals.scorecard import Value
-from evals.tasks import OpenTask, TaskRequest, open_tasks
+from evals.tasks import OpenTask, open_tasks
 
 TASKS = {
     "tiny_choice": ("acc", "acc_norm"),
@@ -121,11 +122,13 @@ def test_a_search_gets_no_holdout_items(open_local: OpenLocal, harness_of: Harne
         harness.score(Role.HOLDOUT)
 
 
+@pytest.mark.parametrize("draws", ["lm_eval", "per_item"])
 def test_few_shot_prompts_stay_the_same_in_every_subset(
-    open_local: OpenLocal, harness_of: HarnessOf
+    open_local: OpenLocal, harness_of: HarnessOf, draws: str
 ):
     def prompts(counts: Counts, roles: tuple[Role, ...]) -> dict[str, str]:
-        (benchmark,) = harness_of(open_local("tiny_shots", counts=counts), roles).benchmarks
+        opened = open_local("tiny_shots", counts=counts)
+        (benchmark,) = harness_of(opened, roles, fewshot_draws=draws).benchmarks
         items = [item for part in benchmark.items.values() for item in part]
         return {item.document["query"]: item.requests[0].args[0] for item in items}
 

@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -16,10 +14,11 @@ from scipy.special import softmax
 from evals.errors import EvaluationError
 from evals.harness import Harness
 from evals.items import Role
+from evals.loading import TaskRequest
 from evals.objective import item_scores, objective
 from evals.resident import Resident
-from evals.signals import SIGNALS, signal_of
-from evals.tasks import OpenTask, TaskRequest, open_tasks
+from evals.signals import SIGNALS, choose_signal, signal_of
+from evals.tasks import OpenTask
 
 OpenLocal = Callable[..., tuple[OpenTask, ...]]
 HarnessOf = Callable[..., Harness]
@@ -107,13 +106,13 @@ def test_with_several_inputs_the_texts_gold_is_the_option():
     [
         ("tiny_choice", "acc", "probability"),
         ("tiny_choice", "acc_norm", "probability"),
-        ("tiny_exact", "acc", "probability"),
+        ("tiny_exact", "acc", None),
         ("tiny_exact", "perplexity", None),
         ("tiny_text", "bits_per_byte", None),
         ("tiny_generate", "exact_match", None),
     ],
 )
-def test_auto_grades_what_is_right_or_wrong(
+def test_auto_grades_options_that_are_right_or_wrong(
     open_local: OpenLocal, harness_of: HarnessOf, task: str, metric: str, expected: str | None
 ):
     harness = harness_of(open_local(TaskRequest(task, metric)))
@@ -179,26 +178,20 @@ def test_a_signal_that_a_task_lacks_is_refused(
         harness_of(open_local(TaskRequest(task, signal=signal)))
 
 
-def test_without_known_right_answers_auto_keeps_to_the_metric(
-    study_folder: Path, tmp_path: Path, harness_of: HarnessOf
-):
-    task = yaml.safe_load((study_folder / "tasks/tiny_choice.yaml").read_text())
-    data = {"test": str(study_folder / "data/test.jsonl")}
-    task |= {"doc_to_target": "{{gold + 4}}", "dataset_kwargs": {"data_files": data}}
-    (tmp_path / "tiny_choice.yaml").write_text(yaml.safe_dump(task))
-    (tmp_path / "odd.py").write_text("")
-    mistakes: list[str] = []
-    from evals.items import Counts
+def test_without_known_right_answers_auto_keeps_to_the_metric():
+    """lm-eval warns of such documents and counts them as wrong."""
+    tasks = [choice(1), choice(4)]  # there is no fifth option
+    assert choose_signal("auto", "acc", "t", tasks, [{}, {}]) is None
+    assert choose_signal("auto", "acc", "t", tasks[:1], [{}]) == "probability"
+    with pytest.raises(EvaluationError, match="has no signal 'margin' for 1 of 2 items"):
+        choose_signal("margin", "acc", "t", tasks, [{}, {}])
 
-    opened = open_tasks(
-        [TaskRequest("tiny_choice")],
-        Counts(8, 2, 2),
-        0,
-        [tmp_path],
-        lambda _, text: mistakes.append(text),
-    )
-    # lm-eval itself can't open a task whose right answer is out of range; it says so.
-    assert mistakes or harness_of(opened).benchmarks[0].signal is None
+
+def test_the_probability_of_a_continuation_is_its_own(open_local: OpenLocal, harness_of: HarnessOf):
+    harness = harness_of(open_local(TaskRequest("tiny_exact", "acc", signal="probability")))
+    card = harness.score(Role.SEARCH)
+    nats = card.items["tiny_exact"]["perplexity,none"]
+    assert card.items["tiny_exact"]["probability"] == pytest.approx([math.exp(n) for n in nats])
 
 
 def test_a_signal_tells_models_apart_that_a_metric_does_not(

@@ -8,9 +8,10 @@ import yaml
 
 from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.scorecard import Scorecard
 from evals.symptoms import failing, flags, loops, worst_of
-from evals.tasks import OpenTask, TaskRequest, open_tasks
+from evals.tasks import OpenTask, open_tasks
 
 OpenLocal = Callable[..., tuple[OpenTask, ...]]
 HarnessOf = Callable[..., Harness]

@@ -13,8 +13,9 @@ from plain_lm_eval import plain_model, plain_prompts, plain_results
 
 from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import Resident
-from evals.tasks import OpenTask, TaskRequest, open_tasks
+from evals.tasks import OpenTask, open_tasks
 
 OpenLocal = Callable[..., tuple[OpenTask, ...]]
 HarnessOf = Callable[..., Harness]
