@@ -1,84 +1,33 @@
 # pyright: standard
-"""The one file that touches lm-eval's dictionaries.
+"""Score a live model on a study's items.
 
 Tasks, prompts and token ids are made once per study; a candidate costs forward passes. The tasks,
 filters and metrics are lm-eval's own.
 """
 
-import contextlib
-import difflib
 import hashlib
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import aggregate_subtask_metrics
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from evals.errors import EvaluationError
-from evals.items import Counts, Role, Split, content_hash, split
+from evals.guards import disagreement
+from evals.items import Role
+from evals.prompts import Requests, build_requests
 from evals.resident import Resident
 from evals.scorecard import Score, Scorecard, Value, mean_score
-
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-# lm-eval's aggregations that don't come down to one number per item.
-_OF_THE_WHOLE = {
-    "f1_score",
-    "matthews_corrcoef",
-    "bleu",
-    "chrf",
-    "chrfpp",
-    "ter",
-    "brier_score",
-    "bypass_agg",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
-    """A benchmark that a study names.
-
-    Attributes:
-        task: Name of an installed or local lm-eval task or group, or the study's path of its file.
-        metric: The metric that the study looks at, or None for the task's first.
-        num_fewshot: Overrides the task's own number of examples.
-        higher_is_better: Overrides the metric's own direction.
-        weight: What it counts among the study's benchmarks.
-        file: Where the task's YAML file is, if the study names one.
-    """
-
-    task: str
-    metric: str | None = None
-    num_fewshot: int | None = None
-    higher_is_better: bool | None = None
-    weight: float = 1.0
-    file: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything that lm-eval lets a study choose about scoring.
-
-    Attributes:
-        batch_size: Sequences per forward pass; one for the whole study, since it moves results.
-        max_length: Longest sequence in tokens; None takes the model's.
-        chat_template: Wrap prompts in the tokenizer's chat template.
-        system_instruction: System prompt.
-    """
-
-    batch_size: int = 32
-    max_length: int | None = None
-    chat_template: bool = False
-    system_instruction: str | None = None
-
+from evals.settings import Settings
+from evals.signals import choose_signal, signal_of
+from evals.symptoms import symptoms
+from evals.tasks import OpenTask
 
 Window = tuple[list[int], list[int]]
 """Token ids of a context and of the continuation whose log-likelihood is asked for."""
@@ -95,18 +44,20 @@ class Item:
         windows: For each request its token ids: one window for a log-likelihood, several for a
             long text, none for a generation.
         digest: sha256 of the prompts.
+        subtask: Number of its task in the benchmark.
     """
 
-    task: ConfigurableTask
+    task: ConfigurableTask = field(repr=False)
     document: Any
-    requests: tuple[Instance, ...]
-    windows: tuple[tuple[Window, ...], ...]
+    requests: tuple[Instance, ...] = field(repr=False)
+    windows: tuple[tuple[Window, ...], ...] = field(repr=False)
     digest: str
+    subtask: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A task (or a group's tasks, pooled) with its items by role.
+    """A task, or a group's tasks, with its items by role.
 
     Attributes:
         name: As the study calls it.
@@ -114,6 +65,9 @@ class Benchmark:
         higher_is_better: Direction of that metric.
         weight: What it counts in the objective.
         items: By role, in the ledger's order.
+        signal: What the search looks at, as a scorecard calls it; None for the metric.
+        turned: Whether the study wants the metric against its own direction.
+        by_size: Whether a group's figure weighs its tasks by their sizes, as lm-eval's default is.
     """
 
     name: str
@@ -121,11 +75,43 @@ class Benchmark:
     higher_is_better: bool
     weight: float
     items: Mapping[Role, tuple[Item, ...]]
+    signal: str | None = None
+    turned: bool = False
+    by_size: bool = True
 
     def aggregate(self, values: Sequence[Value]) -> float:
-        """The metric's own way from per-item values to one figure."""
-        task = next(iter(self.items.values()))[0].task
-        return float(task.aggregation()[self.metric.split(",")[0]](list(values)))
+        """The metric's own way from per-item values of one task to one figure."""
+        return float(self.aggregations[self.metric.split(",")[0]](list(values)))
+
+    @property
+    def aggregations(self) -> Mapping[str, Callable[[list[Value]], float]]:
+        """The way of each metric that the task has, by lm-eval's name."""
+        task = self._task
+        return {self.metric.split(",")[0]: self.aggregate} if task is None else task.aggregation()
+
+    def better(self, metric: str) -> bool:
+        """Whether a higher figure of a metric is better by the task's own word."""
+        task = self._task
+        return True if task is None else bool(task.higher_is_better().get(metric, True))
+
+    @property
+    def _task(self) -> ConfigurableTask | None:
+        return next((items[0].task for items in self.items.values() if items), None)
+
+    def figure(self, values: Sequence[Value], role: Role) -> float:
+        """The benchmark's figure as lm-eval gives it: of its tasks, then of the group."""
+        parts: dict[int, list[Value]] = {}
+        for item, value in zip(self.items[role], values, strict=True):
+            parts.setdefault(item.subtask, []).append(value)
+        figures = [self.aggregate(part) for part in parts.values()]
+        if len(figures) == 1:
+            return figures[0]
+        sizes = [len(part) for part in parts.values()]
+        return float(aggregate_subtask_metrics(figures, sizes, self.by_size))
+
+    def members(self, role: Role) -> tuple[int, ...]:
+        """The number of each item's task in its group, in the ledger's order."""
+        return tuple(item.subtask for item in self.items.get(role, ()))
 
     @property
     def digest(self) -> str:
@@ -136,66 +122,6 @@ class Benchmark:
         return seen.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class OpenTask:
-    """A benchmark's lm-eval tasks and how its items are dealt; no model is needed for it yet.
-
-    Attributes:
-        name: As the study calls it.
-        documents: Every document with the task that it belongs to, `(documents,)`.
-        hashes: Their content hashes.
-        metric: lm-eval's key of the metric that the study looks at, such as `acc_norm,none`.
-        higher_is_better: Direction of that metric.
-        weight: What it counts in the objective.
-        split: Which documents play which role.
-    """
-
-    name: str
-    documents: tuple[tuple[ConfigurableTask, Any], ...]
-    hashes: tuple[str, ...]
-    metric: str
-    higher_is_better: bool
-    weight: float
-    split: Split
-
-    @property
-    def digest(self) -> str:
-        """sha256 over the content of every role's items: changes when any of them does."""
-        seen = hashlib.sha256()
-        for role, places in self.split.roles.items():
-            seen.update(role.encode())
-            for place in places:
-                seen.update(self.hashes[place].encode())
-        return seen.hexdigest()
-
-
-def open_tasks(
-    requests: Sequence[TaskRequest],
-    counts: Counts,
-    seed: int,
-    include: Sequence[Path],
-    report: Callable[[int, str], None],
-) -> tuple[OpenTask, ...]:
-    """Load the study's tasks and deal their items.
-
-    Args:
-        requests: The benchmarks.
-        counts: Items per role.
-        seed: Of the split.
-        include: Folders with local task YAMLs.
-        report: Called with the position and the message of each one that can't be used, so that
-            all mistakes of a study come out at once.
-    """
-    manager = _task_manager(requests, include)
-    opened: list[OpenTask] = []
-    for position, request in enumerate(requests):
-        try:
-            opened.append(_open_task(manager, request, counts, seed))
-        except EvaluationError as error:
-            report(position, str(error))
-    return tuple(opened)
-
-
 class Harness:
     """Scores whatever a resident model currently is.
 
@@ -204,7 +130,9 @@ class Harness:
         tasks: The study's opened benchmarks.
         roles: Which items to make ready; a search never gets the holdout's.
         settings: How to score.
-        seed: Of few-shot examples.
+
+    Raises:
+        EvaluationError: If a prompt can't be made, or model and tokenizer don't fit each other.
     """
 
     def __init__(
@@ -213,11 +141,12 @@ class Harness:
         tasks: Sequence[OpenTask],
         roles: Sequence[Role],
         settings: Settings,
-        seed: int,
     ) -> None:
         self.settings = settings
+        if reason := disagreement(resident.model, resident.tokenizer):
+            raise EvaluationError(reason)
         self.lm = _language_model(resident, settings)
-        self.benchmarks = tuple(_build_benchmark(self, task, roles, seed) for task in tasks)
+        self.benchmarks = tuple(_build_benchmark(self, task, roles) for task in tasks)
 
     def prompt(self) -> list[int]:
         """Token ids of a real prompt, at most 32: for a look at a candidate's health."""
@@ -229,13 +158,21 @@ class Harness:
         """Score the model as it is now on the items of one role.
 
         A benchmark that gives no finite number is a missing score with its reason.
+
+        Raises:
+            EvaluationError: If the harness was built without that role's items.
         """
+        if any(role not in benchmark.items for benchmark in self.benchmarks):
+            raise EvaluationError(f"the {role} items are sealed: this process was built without")
         start = time.perf_counter()
+        torch.manual_seed(self.settings.torch_seed)  # sampled generations: common random numbers
         chosen = {benchmark.name: benchmark.items[role] for benchmark in self.benchmarks}
         _answer(self.lm, [item for items in chosen.values() for item in items])
-        results = {name: _results(items) for name, items in chosen.items()}
-        scores = tuple(_score(b, b.items[role], results[b.name]) for b in self.benchmarks)
-        return Scorecard(scores, results, time.perf_counter() - start)
+        results = {b.name: _results(b, chosen[b.name]) for b in self.benchmarks}
+        scores = tuple(_score(b, role, results[b.name]) for b in self.benchmarks)
+        found = {name: symptoms(self.lm, items) for name, items in chosen.items()}
+        told = {name: rates for name, rates in found.items() if rates}
+        return Scorecard(scores, results, time.perf_counter() - start, role, told)
 
 
 def _language_model(resident: Resident, settings: Settings) -> Any:
@@ -246,166 +183,67 @@ def _language_model(resident: Resident, settings: Settings) -> Any:
         batch_size=settings.batch_size,
         max_length=settings.max_length,
         softmax_dtype="float32",  # bf16 log-softmax is off by up to 0.5 nat and makes exact ties
+        **settings.model_arguments,
     )
 
 
-def _task_manager(requests: Sequence[TaskRequest], include: Sequence[Path]) -> TaskManager:
-    """Index the local tasks, and lm-eval's 14,000 files only if a name isn't among them."""
-    paths: list[str | Path] = [str(path) for path in include]
-    local = TaskManager(include_path=paths, include_defaults=False)
-    known = set(local.all_tasks)
-    if all(request.file or request.task in known for request in requests):
-        return local
-    return TaskManager(include_path=paths, include_defaults=True)
-
-
-def _open_task(manager: TaskManager, request: TaskRequest, counts: Counts, seed: int) -> OpenTask:
-    tasks = _load_tasks(manager, request)
-    metric = _metric_key(request, tasks[0])
-    better = request.higher_is_better
-    if better is None:
-        better = bool(tasks[0].higher_is_better().get(metric.split(",")[0], True))
-    documents = tuple((task, doc) for task in tasks for doc in task.eval_docs)
-    hashes = tuple(_document_hash(task, doc) for task, doc in documents)
-    dealt = split(request.task, hashes, counts, seed)
-    opened = OpenTask(request.task, documents, hashes, metric, better, request.weight, dealt)
-    for task in tasks:
-        _keep_examples_apart(task, opened)
-    return opened
-
-
-def _keep_examples_apart(task: ConfigurableTask, opened: OpenTask) -> None:
-    """Few-shot examples may come from the scored split; never from an item with a role."""
-    shots = task.config.num_fewshot or 0
-    if not shots or getattr(task, "sampler", None) is None:
-        return
-    used = {opened.hashes[place] for places in opened.split.roles.values() for place in places}
-    free = [doc for doc in task.sampler.df if _document_hash(task, doc) not in used]
-    if len(free) < shots:
-        raise EvaluationError(
-            f"task '{opened.name}': {len(free)} documents are left for its {shots} few-shot "
-            "examples when the scored items are taken out; ask for fewer under 'items', or set "
-            "num_fewshot lower"
-        )
-    task.sampler.df = free
-
-
-def _document_hash(task: ConfigurableTask, document: Any) -> str:
-    return content_hash({"task": task.task_name, "doc": document})
-
-
-def _build_benchmark(
-    harness: Harness, task: OpenTask, roles: Sequence[Role], seed: int
-) -> Benchmark:
+def _build_benchmark(harness: Harness, opened: OpenTask, roles: Sequence[Role]) -> Benchmark:
+    built: dict[tuple[int, int], Item] = {}
+    for number, subtask in enumerate(opened.subtasks):
+        wanted = {
+            at: opened.hashes[place]
+            for role in roles
+            for place in opened.split.roles[role]
+            for part, at in [opened.places[place]]
+            if part == number
+        }
+        if wanted and not subtask.documents:
+            raise EvaluationError(f"task '{opened.name}': its documents are sealed; open it again")
+        made = build_requests(subtask, wanted, harness.lm, harness.settings)
+        for at, requests in made.items():
+            document = subtask.documents[at]
+            built[number, at] = _build_item(harness, subtask.task, document, requests, number)
     items = {
-        role: tuple(
-            _build_item(harness, *task.documents[at], task.hashes[at], at, seed)
-            for at in task.split.roles[role]
-        )
+        role: tuple(built[opened.places[place]] for place in opened.split.roles[role])
         for role in roles
     }
-    return Benchmark(task.name, task.metric, task.higher_is_better, task.weight, items)
-
-
-def _load_tasks(manager: TaskManager, request: TaskRequest) -> list[ConfigurableTask]:
-    try:
-        with contextlib.chdir(_home(manager, request)):  # lm-eval takes them from the cwd
-            loaded = manager.load([str(request.file or request.task)])["tasks"]
-    except KeyError:
-        close = difflib.get_close_matches(request.task, manager.all_tasks, n=3, cutoff=0.7)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise EvaluationError(
-            f"task '{request.task}': lm-eval has no task of that name{hint}"
-        ) from None
-    except Exception as error:  # a task's own code and data can fail in any way
-        raise EvaluationError(f"task '{request.task}': can't be loaded: {error}") from None
-    tasks = [cast("ConfigurableTask", task) for task in loaded.values()]
-    for task in tasks:
-        _refuse_unfit(task, request)
-        if request.num_fewshot is not None:
-            task.set_config("num_fewshot", request.num_fewshot)
-    return tasks
-
-
-def _refuse_unfit(task: ConfigurableTask, request: TaskRequest) -> None:
-    """lm-eval's own entry point refuses these as well; here it is not passed through."""
-    if getattr(task, "UNSAFE_CODE", False):
-        raise EvaluationError(
-            f"task '{request.task}': runs the code that a model writes, which outcross never does"
-        )
-    if getattr(task, "MULTIMODAL", False):
-        raise EvaluationError(
-            f"task '{request.task}': needs images or sound; models read text here"
-        )
-
-
-def _home(manager: TaskManager, request: TaskRequest) -> Path:
-    """Where a task's relative data paths begin: the folder of its YAML file."""
-    entry = manager.task_index.get(request.task)
-    path = request.file or (entry.yaml_path if entry else None)
-    return path.resolve().parent if path else Path.cwd()
-
-
-def _metric_key(request: TaskRequest, task: ConfigurableTask) -> str:
-    """lm-eval's `metric,filter`; the first filter unless the study names one after a comma."""
-    filters = [ensemble.name for ensemble in task._filters]
-    known = list(task.aggregation())
-    metric, _, chosen = (request.metric or known[0]).partition(",")
-    if metric not in known:
-        raise EvaluationError(
-            f"task '{request.task}': has no metric '{metric}'; it has {', '.join(known)}"
-        )
-    if (name := getattr(task.aggregation()[metric], "__name__", "")) in _OF_THE_WHOLE:
-        raise EvaluationError(
-            f"task '{request.task}': '{metric}' ({name}) is a figure of the whole set and has no "
-            f"value per item, which a paired comparison needs; choose another of {', '.join(known)}"
-        )
-    if chosen and chosen not in filters:
-        raise EvaluationError(
-            f"task '{request.task}': has no filter '{chosen}'; it has {', '.join(filters)}"
-        )
-    return f"{metric},{chosen or filters[0]}"
+    every = list(built.values())
+    signal = choose_signal(
+        opened.signal,
+        opened.metric.split(",")[0],
+        opened.name,
+        [item.task for item in every],
+        [item.document for item in every],
+    )
+    return Benchmark(
+        opened.name,
+        opened.metric,
+        opened.higher_is_better,
+        opened.weight,
+        items,
+        signal,
+        opened.turned,
+        opened.by_size,
+    )
 
 
 def _build_item(
-    harness: Harness, task: ConfigurableTask, document: Any, digest: str, at: int, seed: int
+    harness: Harness, task: ConfigurableTask, document: Any, requests: Requests, number: int
 ) -> Item:
-    """Make one document's requests.
-
-    Few-shot examples are drawn from a generator of the item's own, so an item keeps its prompt in
-    every subset; lm-eval's one running generator gives it others under a subset.
-    """
-    template = harness.lm.apply_chat_template if harness.settings.chat_template else None
-    if getattr(task, "sampler", None) is not None:
-        task.set_fewshot_seed(int(digest[:8], 16) ^ seed)
-    try:
-        context = task.fewshot_context(
-            document,
-            num_fewshot=task.config.num_fewshot or 0,
-            system_instruction=harness.settings.system_instruction,
-            apply_chat_template=template is not None,
-            chat_template=template,
-            gen_prefix=task.doc_to_prefix(document),
-        )
-        built = task.construct_requests(
-            doc=document,
-            ctx=context,
-            metadata=(task.task_name, at, task.config.repeats or 1),
-            apply_chat_template=template is not None,
-            chat_template=template,
-        )
-    except Exception as error:  # templates and samplers fail in types of their own
-        raise EvaluationError(f"task '{task.task_name}': no prompt can be made: {error}") from None
-    requests = tuple(built) if isinstance(built, list) else (built,)
-    windows = tuple(_windows(harness.lm, request) for request in requests)
+    lm, settings = harness.lm, harness.settings
+    windows = tuple(_windows(lm, request) for request in requests)
     longest = max((len(answer) for parts in windows for _, answer in parts), default=0)
-    if longest > harness.lm.max_length:
+    if longest > lm.max_length:
         raise EvaluationError(
             f"task '{task.task_name}': an answer has {longest} tokens, more than the "
-            f"{harness.lm.max_length} that evaluation.max_length or the model allows"
+            f"{lm.max_length} that evaluation.max_length or the model allows"
+        )
+    if settings.enable_thinking and any(r.request_type != "generate_until" for r in requests):
+        raise EvaluationError(
+            f"task '{task.task_name}': enable_thinking has a meaning for generations only"
         )
     prompts = hashlib.sha256(repr([request.args for request in requests]).encode()).hexdigest()
-    return Item(task, document, requests, windows, prompts)
+    return Item(task, document, requests, windows, prompts, number)
 
 
 def _windows(lm: Any, request: Instance) -> tuple[Window, ...]:
@@ -459,18 +297,27 @@ def _respond(lm: Any, kind: str, pairs: list[tuple[Instance, tuple[Window, ...]]
     return [answer for (answer,) in grouped]
 
 
-def _results(items: Sequence[Item]) -> dict[str, list[Value]]:
-    """Filter the responses and have each task judge its items: metric key → values."""
+def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Value]]:
+    """Filter the responses and have each task judge its items: metric key → values.
+
+    A search signal stands beside the metrics, under its own name.
+    """
     for task in {id(item.task): item.task for item in items}.values():
         task._instances = [r for item in items if item.task is task for r in item.requests]
         task.apply_filters()
+        task._instances = None
     values: dict[str, list[Value]] = {}
+    metric, signal = benchmark.metric.split(",")[0], benchmark.signal
     for item in items:
         for name in item.requests[0].filtered_resps:
             responses = [request.filtered_resps[name] for request in item.requests]
-            for metric, value in item.task.process_results(item.document, responses).items():
+            for key, value in item.task.process_results(item.document, responses).items():
                 if (plain := _plain(value)) is not None:
-                    values.setdefault(f"{metric},{name}", []).append(plain)
+                    values.setdefault(f"{key},{name}", []).append(plain)
+        if signal is not None:
+            answers = [request.resps[0] for request in item.requests]
+            graded = signal_of(signal, metric, item.task, item.document, answers)
+            values.setdefault(signal, []).append(graded)
     return values
 
 
@@ -486,10 +333,13 @@ def _plain(value: Any) -> Value | None:
         return None
 
 
-def _score(benchmark: Benchmark, items: Sequence[Item], results: dict[str, list[Value]]) -> Score:
-    values = results.get(benchmark.metric, [])
-    if len(values) < len(items):
-        lost = len(items) - len(values)
-        reason = f"{lost} of {len(items)} items gave no number for {benchmark.metric}"
-        return Score(benchmark.name, benchmark.metric, None, None, len(items), reason)
-    return mean_score(benchmark.name, benchmark.metric, values, benchmark.aggregate)
+def _score(benchmark: Benchmark, role: Role, results: dict[str, list[Value]]) -> Score:
+    values, count = results.get(benchmark.metric, []), len(benchmark.items[role])
+    if len(values) < count:
+        reason = f"{count - len(values)} of {count} items gave no number for {benchmark.metric}"
+        return Score(benchmark.name, benchmark.metric, None, None, count, reason)
+    found = mean_score(
+        benchmark.name, benchmark.metric, values, lambda given: benchmark.figure(given, role)
+    )
+    # The plain standard error is of a mean over items, which an equal vote of tasks is not.
+    return found if benchmark.by_size else replace(found, stderr=None)

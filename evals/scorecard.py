@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+
+from evals.items import Role
 
 Value = float | tuple[float, ...]
 """One item's result under one metric; a tuple where the metric aggregates pairs (perplexity)."""
@@ -36,13 +37,18 @@ class Scorecard:
 
     Attributes:
         scores: One for each benchmark, in study order.
-        items: Per-item results: task → metric → values in the role's item order.
+        items: Per-item results: task → metric → values in the role's item order. A benchmark's
+            search signal stands among its metrics, under a name without a comma.
         seconds: Wall time of the evaluation.
+        role: Whose items they are.
+        symptoms: Of benchmarks that generate: what went wrong → share of the items.
     """
 
     scores: tuple[Score, ...]
     items: Mapping[str, Mapping[str, Sequence[Value]]]
     seconds: float
+    role: Role | None = None
+    symptoms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # pyright: ignore
 
     @property
     def failure(self) -> str | None:
@@ -71,26 +77,6 @@ def mean_score(
     if not math.isfinite(value):
         return Score(task, metric, None, None, len(values), f"{metric} is {value}")
     return Score(task, metric, value, _stderr(values), len(values))
-
-
-def pack(values: Sequence[Value]) -> str | list[Any]:
-    """Per-item results for storage: a string of digits if all are 0 or 1, else a list."""
-    if all(value in (0, 1) for value in values):
-        return "".join(str(int(value)) for value in values if not isinstance(value, tuple))
-    return [_rounded(value) for value in values]
-
-
-def unpack(packed: str | list[Any]) -> tuple[Value, ...]:
-    """The inverse of `pack`, to seven digits."""
-    if isinstance(packed, str):
-        return tuple(float(digit) for digit in packed)
-    return tuple(tuple(value) if isinstance(value, list) else value for value in packed)  # pyright: ignore
-
-
-def _rounded(value: Value) -> Any:
-    if isinstance(value, tuple):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.7g}")
 
 
 def _stderr(values: Sequence[Value]) -> float | None:

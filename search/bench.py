@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,13 @@ from typing import Any
 import torch
 
 from evals.errors import EvaluationError
-from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
+from evals.guards import Range
+from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import build_resident
+from evals.settings import Settings
+from evals.tasks import OpenTask, open_tasks, seal
 from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest
@@ -23,7 +27,7 @@ from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
 from merge_core.heads import with_heads
 from merge_core.parents import Parents
-from merge_core.plan import MergePlan, compile_plan
+from merge_core.plan import MergePlan, MergeStep, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
@@ -99,11 +103,17 @@ class Bench:
         study: The checked study.
         workbench: Parents and live tensors.
         harness: Scores the live model.
+        norms: The parents' norms by tensor, once they are known.
+        worst: The parents' largest share of each symptom by benchmark, once they are scored.
+        looked: The step that made each tensor that was last found healthy.
     """
 
     study: CheckedStudy
     workbench: Workbench
     harness: Harness
+    norms: dict[str, Range] = field(default_factory=dict[str, Range])
+    worst: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
 
 
 def check_study(path: Path) -> CheckedStudy:
@@ -138,7 +148,10 @@ def check_study(path: Path) -> CheckedStudy:
 
 
 def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
-    """Build the resident model and the items of the given roles.
+    """Build the resident model and the items of the given roles; then seal the tasks.
+
+    No document of another role stays in memory: a bench that was built for a search can't read the
+    holdout, whatever it is asked.
 
     Raises:
         StudyError: If the model can't be built.
@@ -146,18 +159,14 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     plan = study.plan(study.space.decode(study.space.starts()[0]))
     names = [step.out for step in plan.steps]
     evaluation = study.config.evaluation
-    settings = Settings(
-        evaluation.batch_size,
-        evaluation.max_length,
-        evaluation.chat_template,
-        evaluation.system_instruction,
-    )
+    settings = Settings(**evaluation.model_dump(exclude={"tasks", "gen_kwargs", "metadata"}))
     try:
         with _tokenizer_folder(study, plan.donor) as folder:
             resident = build_resident(plan.config, folder, names, study.dtype, study.device)
-        harness = Harness(resident, study.tasks, roles, settings, study.config.items.seed)
+        harness = Harness(resident, study.tasks, roles, settings)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
+    seal(study.tasks)
     parents = Parents(study.checkpoints, study.device, study.scratch)
     return Bench(study, Workbench(parents, resident.slots), harness)
 
@@ -225,25 +234,34 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
             mistakes.append(f"evaluation.tasks[{i}]: {path} is no folder")
     items = config.items
     counts = Counts(None if items.search == "rest" else items.search, items.select, items.holdout)
-    requests = [_request(objective, folder) for objective in config.objectives]
+    common = config.evaluation.gen_kwargs
+    requests = [_request(objective, folder, common) for objective in config.objectives]
     return open_tasks(
         requests,
         counts,
         items.seed,
         [path for path in include if path.is_dir()],
         lambda at, text: mistakes.append(f"objectives[{at}]: {text}"),
+        config.evaluation.metadata,
     )
 
 
-def _request(objective: ObjectiveConfig, folder: Path) -> TaskRequest:
-    file = folder / objective.task
+def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]) -> TaskRequest:
+    file = folder / objective.name
     return TaskRequest(
-        objective.task,
-        objective.metric,
-        objective.num_fewshot,
-        None if objective.direction is None else objective.direction == "maximize",
-        objective.weight,
-        file if file.is_file() else None,
+        task=objective.name,
+        metric=objective.metric,
+        num_fewshot=objective.num_fewshot,
+        higher_is_better=(
+            None if objective.direction is None else objective.direction == "maximize"
+        ),
+        weight=objective.weight,
+        file=file if file.is_file() else None,
+        arguments=objective.arguments,
+        gen_kwargs=objective.gen_kwargs,
+        common_gen_kwargs=common,
+        signal=objective.signal,
+        home=folder,
     )
 
 

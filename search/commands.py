@@ -144,7 +144,8 @@ def _announce(checked: CheckedStudy, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for warning in checked.warnings:
+    notes = [note for task in checked.tasks for note in task.notes]
+    for warning in (*checked.warnings, *notes):
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from merge_core.errors import RecipeError
@@ -27,18 +34,98 @@ def _as_text(value: object) -> object:
 ModelName = Annotated[Name, BeforeValidator(_as_text)]
 
 
+def _named(value: object) -> object:
+    """A task is a name, or keys that say which task they are of."""
+    name: object = value
+    if isinstance(value, dict):
+        entries = cast("dict[str, Any]", value)
+        name = entries.get("group", entries.get("task"))
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"expected a task's name, or its keys with the name as 'task' or 'group', got {value!r}"
+        )
+    return cast("object", value)
+
+
+def _template(value: object) -> object:
+    if not isinstance(value, bool | str) or value == "":
+        raise ValueError(f"expected true, false or a template's name, got {value!r}")
+    return value
+
+
+def _generation(value: object) -> object:
+    """Arguments of a generation whose meaning is known are checked here, others by their users."""
+    if not isinstance(value, dict):
+        return value
+    entries = cast("dict[str, Any]", value)
+    tokens, until = entries.get("max_gen_toks", 1), entries.get("until", [])
+    if type(tokens) is not int or tokens < 1:
+        raise ValueError(f"max_gen_toks is a number of tokens from 1 on, not {tokens!r}")
+    if isinstance(until, str):
+        return _generation({**entries, "until": [until]})
+    if not isinstance(until, list) or not all(isinstance(text, str) for text in until):  # pyright: ignore
+        raise ValueError(f"until is a text or a list of texts, not {until!r}")
+    warm: object = entries.get("temperature") or 0
+    if isinstance(warm, bool) or not isinstance(warm, int | float) or warm < 0:
+        raise ValueError(f"temperature is a number from 0 on, not {warm!r}")
+    if warm and entries.get("do_sample") is False:
+        raise ValueError("temperature has no meaning with do_sample: false; leave one out")
+    return entries
+
+
+Task = Annotated[str | dict[str, Any], BeforeValidator(_named)]
+Template = Annotated[bool | str, BeforeValidator(_template)]
+GenerationKeys = Annotated[dict[str, Any], BeforeValidator(_generation)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class ObjectiveConfig(_Section):
-    """A benchmark that the search shall do well on."""
+# Arguments of lm-eval that a study has no use for, and what to write instead.
+_NOT_HERE = {
+    "limit": "say how many items under 'items'; lm-eval's limit takes the first rows, not a sample",
+    "samples": "say how many items under 'items'; which ones follows from its seed",
+    "predict_only": "would leave nothing to search for: without metrics there is no score",
+    "use_cache": "lm-eval's cache answers for another model; results are kept with the study",
+    "cache_requests": "prompts are made once per study anyway; lm-eval's cache may hold others",
+    "softmax_dtype": "the softmax is always float32; in bfloat16 options tie",
+    "confirm_run_unsafe_code": "outcross never runs the code that a model writes",
+    "trust_remote_code": "outcross never runs a repository's code",
+    "chat_template": "is called apply_chat_template, as in lm-eval",
+    "include_path": "is called tasks here",
+}
 
-    task: Name
+
+class ObjectiveConfig(_Section):
+    """A benchmark that the search shall do well on.
+
+    `task` is a name, a YAML file, or a mapping of a task's YAML keys: those of a known task are
+    put over its own, others make a task of their own.
+    """
+
+    task: Task
     metric: Name | None = None
+    signal: Literal["auto", "metric", "probability", "margin", "bits_per_byte"] = "auto"
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    gen_kwargs: GenerationKeys = Field(default_factory=dict)
     weight: Annotated[float, Field(gt=0)] = 1.0
     direction: Literal["maximize", "minimize"] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the benchmark is called in tables and storage."""
+        if isinstance(self.task, str):
+            return self.task
+        return str(self.task["group"] if "group" in self.task else self.task["task"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The task's YAML keys that the study gives itself."""
+        if isinstance(self.task, str):
+            return {}
+        names = ("group",) if "group" in self.task else ("task",)
+        return {key: value for key, value in self.task.items() if key not in names}
 
 
 class ItemsConfig(_Section):
@@ -60,13 +147,36 @@ class SearchConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """How to score."""
+    """How to score: lm-eval's arguments under its names; see `evals.settings.Settings`."""
 
     tasks: tuple[str, ...] = Field(default=(), strict=False)
     batch_size: Positive = 32
     max_length: Positive | None = None
-    chat_template: bool = False
+    apply_chat_template: Template = False
     system_instruction: str | None = None
+    fewshot_as_multiturn: bool = True
+    fewshot_seed: Annotated[int, Field(ge=0)] = 1234
+    fewshot_draws: Literal["lm_eval", "per_item"] = "lm_eval"
+    gen_kwargs: GenerationKeys = Field(default_factory=dict)
+    add_bos_token: bool | None = None
+    prefix_token_id: Annotated[int, Field(ge=0)] | None = None
+    truncation: bool = False
+    think_end_token: Name | Annotated[int, Field(ge=0)] | None = None
+    enable_thinking: bool | None = None
+    chat_template_args: dict[str, Any] = Field(default_factory=dict)
+    torch_seed: Annotated[int, Field(ge=0)] = 1234
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _meant(self) -> "EvaluationConfig":
+        """Refuse what has no effect without something else."""
+        if self.enable_thinking and self.think_end_token is None:
+            raise ValueError("enable_thinking: true needs a think_end_token, where answers begin")
+        if not self.apply_chat_template:
+            for key in ("enable_thinking", "chat_template_args"):
+                if getattr(self, key):
+                    raise ValueError(f"{key} has no effect without apply_chat_template")
+        return self
 
 
 class StudyConfig(_Section):
@@ -127,11 +237,11 @@ def parse(data: Mapping[str, Any], mistakes: list[str]) -> StudyConfig | None:
     except ValidationError as error:
         mistakes += _explain_all(error.errors())
         return None
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[str] = set()
     for i, objective in enumerate(config.objectives):
-        if (objective.task, None) in seen:
-            mistakes.append(f"objectives[{i}].task: '{objective.task}' is listed twice")
-        seen.add((objective.task, None))
+        if objective.name in seen:
+            mistakes.append(f"objectives[{i}].task: '{objective.name}' is listed twice")
+        seen.add(objective.name)
     return config
 
 
@@ -151,12 +261,16 @@ def _explain(detail: ErrorDetails) -> str:
     match detail["type"]:
         case "extra_forbidden":
             *parents, key = detail["loc"]
+            if parents and str(key) in _NOT_HERE:
+                return f"{place}: {_NOT_HERE[str(key)]}"
             known = _known_keys(parents)
             return f"{place}: unknown key; {nearest(str(key), known)}"
         case "missing":
             return f"{place}: is missing"
         case "string_pattern_mismatch":
             return f"{place}: {given!r} has a form that is not allowed"
+        case "value_error":
+            return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
         case _:
             return f"{place}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {given!r}"
 

@@ -1,6 +1,7 @@
 """From trials to a claim: choose among the best on fresh items, compare on the sealed ones."""
 
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -25,12 +26,28 @@ class Finalist:
     Attributes:
         record: Its trial.
         select: Its scorecard on the select items.
-        pooled: The objective over search and select items together, by which finalists rank.
+        pooled: The search's objective over search and select items together, by which finalists
+            rank.
     """
 
     record: Record
     select: Scorecard
     pooled: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One reading of the holdout.
+
+    Attributes:
+        time: When, in UTC, ISO 8601.
+        trial: Number of the winner that it was read for.
+        recipe: That winner, in mergekit's form.
+    """
+
+    time: str
+    trial: int
+    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +60,9 @@ class Claim:
         cards: Scorecards on the holdout: `winner`, then every reference.
         values: The objective of each of them.
         comparisons: The winner against each reference.
-        path: The winner's objective on search, select and holdout items: its luck made visible.
-        looks: How often the holdout was read for this study.
+        path: The winner's score, by the metrics, on search, select and holdout items: its luck
+            made visible.
+        looks: Every reading of the holdout in this study, the first one first.
     """
 
     trial: int
@@ -53,7 +71,7 @@ class Claim:
     values: dict[str, float]
     comparisons: tuple[Comparison, ...]
     path: tuple[float, float, float]
-    looks: int
+    looks: tuple[Look, ...]
 
 
 WINNER = "winner"
@@ -105,7 +123,7 @@ def claim(study: optuna.Study, bench: Bench) -> Claim:
     """Compare the winner with every parent and the plain average on the holdout.
 
     The holdout is read once per winner; asking again gives the stored result. Every reading is
-    counted.
+    written down before it happens, so that one that is broken off is there as well.
 
     Raises:
         NothingFound: If there is no winner, or a model can't be scored.
@@ -113,9 +131,10 @@ def claim(study: optuna.Study, bench: Bench) -> Claim:
     best = winner(study)
     if (known := stored_claim(study, best.number)) is not None:
         return known
-    looks = int(study.user_attrs.get("claim", {}).get("looks", 0)) + 1
+    _look(study, best)
     recipes = {WINNER: best.recipe, **baselines(bench.study.space)}
-    cards = {name: _holdout(name, recipe, bench) for name, recipe in recipes.items()}
+    # What is compared is what is stored, to the last digit.
+    cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
     benchmarks = bench.harness.benchmarks
     references = {name: card for name, card in cards.items() if name != WINNER}
     found = Claim(
@@ -125,7 +144,7 @@ def claim(study: optuna.Study, bench: Bench) -> Claim:
         {name: objective([card], benchmarks) for name, card in cards.items()},
         compare(cards[WINNER], references, benchmarks),
         _path(study, best, cards[WINNER], bench),
-        looks,
+        looks(study),
     )
     study.set_user_attr("claim", _claim_to_dict(found))
     return found
@@ -135,6 +154,21 @@ def stored_claim(study: optuna.Study, trial: int) -> Claim | None:
     """What an earlier comparison found for this winner, if there was one."""
     stored: dict[str, Any] | None = study.user_attrs.get("claim")
     return _claim_from_dict(stored) if stored is not None and stored["trial"] == trial else None
+
+
+def looks(study: optuna.Study) -> tuple[Look, ...]:
+    """When and for whom the holdout was read."""
+    return tuple(Look(**entry) for entry in study.user_attrs.get("looks", []))
+
+
+def _look(study: optuna.Study, best: Record) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known = [asdict(look) for look in looks(study)]
+    study.set_user_attr("looks", [*known, asdict(Look(now, best.number, to_dict(best.recipe)))])
+
+
+def _kept(card: Scorecard) -> Scorecard:
+    return card_from_dict(card_to_dict(card))
 
 
 def _best(study: optuna.Study, count: int) -> list[Record]:
@@ -150,7 +184,7 @@ def _best(study: optuna.Study, count: int) -> list[Record]:
 
 def _pooled(record: Record, select: Scorecard, bench: Bench) -> float:
     assert record.scorecard is not None  # only scored trials are finalists
-    return objective([record.scorecard, select], bench.harness.benchmarks)
+    return objective([record.scorecard, select], bench.harness.benchmarks, signal=True)
 
 
 def _path(
@@ -179,7 +213,7 @@ def _claim_to_dict(found: Claim) -> dict[str, Any]:
         "values": found.values,
         "comparisons": [asdict(comparison) for comparison in found.comparisons],
         "path": list(found.path),
-        "looks": found.looks,
+        "looks": [asdict(look) for look in found.looks],
     }
 
 
@@ -192,5 +226,5 @@ def _claim_from_dict(data: dict[str, Any]) -> Claim:
         data["values"],
         tuple(Comparison(**(c | {"gain": Gain(**c["gain"])})) for c in data["comparisons"]),
         (search, select, holdout),
-        data["looks"],
+        tuple(Look(**entry) for entry in data["looks"]),
     )

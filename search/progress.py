@@ -53,6 +53,8 @@ class Lines:
             f"trial {record.number} ({done}/{self.trials}): {outcome_text(record)}; "
             f"{self.best_text()}; {left} left"
         )
+        for flag in record.flags:
+            self._print(f"  {flag}")
         if self.verbose:
             self._print(f"  {record.recipe}")
 

@@ -1,14 +1,17 @@
 """What storage holds of a trial and how it is read back: the one place with attribute names."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
-from evals.scorecard import Score, Scorecard, pack, unpack
+from evals.compact import pack, unpack
+from evals.items import Role
+from evals.objective import Reading, objective
+from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
 
 
@@ -24,6 +27,7 @@ class Record:
         failure: Why there is no value.
         merge_seconds: Wall time of the merge.
         reused: The earlier trial with the same recipe, whose scores these are.
+        flags: What to know before believing its scores.
     """
 
     number: int
@@ -33,6 +37,7 @@ class Record:
     failure: str | None
     merge_seconds: float
     reused: int | None
+    flags: tuple[str, ...] = ()
 
 
 def save(trial: Trial, record: Record) -> None:
@@ -46,6 +51,8 @@ def save(trial: Trial, record: Record) -> None:
         trial.set_user_attr("failure", record.failure)
     if record.reused is not None:
         trial.set_user_attr("reused", record.reused)
+    if record.flags:
+        trial.set_user_attr("flags", list(record.flags))
 
 
 def load(trial: FrozenTrial) -> Record:
@@ -60,6 +67,7 @@ def load(trial: FrozenTrial) -> Record:
         attributes.get("failure"),
         float(attributes.get("merge_seconds", 0.0)),
         attributes.get("reused"),
+        tuple(attributes.get("flags", ())),
     )
 
 
@@ -76,9 +84,52 @@ def by_fingerprint(study: Study) -> dict[str, FrozenTrial]:
     return found
 
 
+def recompute(
+    study: Study,
+    weights: Mapping[str, float] | None = None,
+    *,
+    metrics: Mapping[str, str] | None = None,
+    items: Mapping[str, Sequence[int]] | None = None,
+    signal: bool = True,
+) -> dict[int, float]:
+    """Every trial's objective as it would have been under another question; no model is loaded.
+
+    Args:
+        study: One whose baselines are scored.
+        weights: What each benchmark counts; default the study's. One that isn't named counts 0.
+        metrics: Other metrics (or signals) to judge by, as scorecards call them, by benchmark.
+        items: Of each benchmark the positions of the items to judge by; default all.
+        signal: Whether to judge by the search's signals where no other metric is given.
+
+    Returns:
+        Objectives by trial number, of the trials that have scores.
+
+    Raises:
+        KeyError: If a benchmark, a metric or the readings themselves aren't there.
+    """
+    readings = [_asked(one, weights, metrics) for one in readings_from_dict(study)]
+    if items is not None:
+        readings = [replace(one, members=_some(one, items)) for one in readings]
+    found: dict[int, float] = {}
+    for trial in finished(study):
+        card = card_from_dict(trial.user_attrs["scorecard"])
+        found[trial.number] = objective([_cut(card, items)], readings, signal=signal)
+    return found
+
+
+def readings_to_dict(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """How to read results, as JSON."""
+    return [asdict(one) for one in readings]
+
+
+def readings_from_dict(study: Study) -> list[Reading]:
+    """How to read a study's results, as its search stored it."""
+    return [Reading(**entry) for entry in study.user_attrs["readings"]]
+
+
 def card_to_dict(card: Scorecard) -> dict[str, Any]:
-    """A scorecard as JSON."""
-    return {
+    """A scorecard as JSON; its per-item results are rounded as `evals.compact` says."""
+    data: dict[str, Any] = {
         "scores": [[s.task, s.metric, s.value, s.stderr, s.n, s.unscored] for s in card.scores],
         "items": {
             task: {metric: pack(values) for metric, values in metrics.items()}
@@ -86,6 +137,11 @@ def card_to_dict(card: Scorecard) -> dict[str, Any]:
         },
         "seconds": round(card.seconds, 3),
     }
+    if card.role is not None:
+        data["role"] = card.role.value
+    if card.symptoms:
+        data["symptoms"] = {task: dict(rates) for task, rates in card.symptoms.items()}
+    return data
 
 
 def card_from_dict(data: Mapping[str, Any]) -> Scorecard:
@@ -94,7 +150,39 @@ def card_from_dict(data: Mapping[str, Any]) -> Scorecard:
         task: {metric: unpack(values) for metric, values in metrics.items()}
         for task, metrics in data["items"].items()
     }
-    return Scorecard(tuple(Score(*entry) for entry in data["scores"]), items, data["seconds"])
+    scores = tuple(Score(*entry) for entry in data["scores"])
+    role = Role(data["role"]) if "role" in data else None
+    return Scorecard(scores, items, data["seconds"], role, data.get("symptoms", {}))
+
+
+def _asked(
+    one: Reading, weights: Mapping[str, float] | None, metrics: Mapping[str, str] | None
+) -> Reading:
+    weight = one.weight if weights is None else weights.get(one.name, 0.0)
+    if metrics is None or one.name not in metrics:
+        return replace(one, weight=weight)
+    return replace(one, weight=weight, metric=metrics[one.name], signal=None)
+
+
+def _cut(card: Scorecard, items: Mapping[str, Sequence[int]] | None) -> Scorecard:
+    if items is None:
+        return card
+    kept = {
+        task: {
+            metric: [values[at] for at in items.get(task, range(len(values)))]
+            for metric, values in metrics.items()
+        }
+        for task, metrics in card.items.items()
+    }
+    return replace(card, items=kept)
+
+
+def _some(one: Reading, items: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """The members of the search items that are kept."""
+    if one.name not in items:
+        return dict(one.members)
+    members = one.members.get(Role.SEARCH, ())
+    return {Role.SEARCH.value: tuple(members[at] for at in items[one.name])} if members else {}
 
 
 def differences(stored: Any, stated: Any, where: str = "") -> list[str]:

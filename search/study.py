@@ -11,10 +11,12 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from evals.guards import Range, norm, ranges
 from evals.items import Role
-from evals.objective import objective
+from evals.objective import objective, reading
 from evals.scorecard import Scorecard
-from search.baselines import baselines
+from evals.symptoms import worst_of
+from search.baselines import AVERAGE, baselines
 from search.bench import Bench, CheckedStudy, protocol
 from search.errors import NothingFound, ProtocolError
 from search.record import (
@@ -24,6 +26,7 @@ from search.record import (
     card_to_dict,
     differences,
     load,
+    readings_to_dict,
     save,
 )
 from search.samplers import Drawn, sampler_for
@@ -88,7 +91,7 @@ def run_search(study: optuna.Study, bench: Bench, watcher: Watcher, stop: Stop) 
         NothingFound: If many trials in a row can't be scored.
     """
     for name, card in baseline_cards(study, bench).items():
-        watcher.baseline(name, card, objective([card], bench.harness.benchmarks))
+        watcher.baseline(name, card, objective([card], bench.harness.benchmarks, signal=True))
     failures = 0
     while not stop.asked and (done := _ended(study)) < bench.study.config.search.trials:
         record = run_trial(study, bench)
@@ -152,19 +155,39 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:
 
 
 def baseline_cards(study: optuna.Study, bench: Bench) -> dict[str, Scorecard]:
-    """Score parents and plain average on the search items, once per study."""
+    """Score parents and plain average on the search items, once per study.
+
+    The bench learns from them what is normal: its guards hold every candidate against the parents.
+    """
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
     cards = {name: card_from_dict(data) for name, data in stored.items()}
-    for name, recipe in baselines(bench.study.space).items():
-        if name not in cards:
-            outcome = evaluate(recipe, bench, Role.SEARCH)
-            if outcome.scorecard is None:
-                raise NothingFound(f"'{name}' itself can't be scored: {outcome.failure}")
-            cards[name] = outcome.scorecard
-    if len(stored) < len(cards):
-        packed = {name: card_to_dict(card) for name, card in cards.items()}
-        study.set_user_attr("baselines", packed)
+    if not stored:
+        cards, norms = _score_baselines(bench)
+        known = [
+            reading(one, cards[AVERAGE if AVERAGE in cards else next(iter(cards))])
+            for one in bench.harness.benchmarks
+        ]
+        study.set_user_attr("readings", readings_to_dict(known))
+        study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
+        study.set_user_attr("baselines", {n: card_to_dict(card) for n, card in cards.items()})
+    bench.norms = {n: Range(low, high) for n, (low, high) in study.user_attrs["norms"].items()}
+    bench.worst = worst_of([card for name, card in cards.items() if name != AVERAGE])
+    bench.looked.clear()  # what was looked at before was not held against the parents
     return cards
+
+
+def _score_baselines(bench: Bench) -> tuple[dict[str, Scorecard], dict[str, Range]]:
+    cards: dict[str, Scorecard] = {}
+    norms: list[dict[str, float]] = []
+    for name, recipe in baselines(bench.study.space).items():
+        outcome = evaluate(recipe, bench, Role.SEARCH)
+        if outcome.scorecard is None:
+            raise NothingFound(f"'{name}' itself can't be scored: {outcome.failure}")
+        cards[name] = outcome.scorecard
+        if name != AVERAGE:
+            slots = bench.workbench.slots.items()
+            norms.append({at: norm(slot) for at, slot in slots if slot.is_floating_point()})
+    return cards, ranges(norms)
 
 
 @contextmanager
@@ -202,12 +225,14 @@ def _try(study: optuna.Study, bench: Bench, number: int, recipe: Any, attempts: 
     seen = by_fingerprint(study).get(recipe.fingerprint)
     if seen is not None:
         earlier = load(seen)
-        return Record(number, recipe, earlier.value, earlier.scorecard, None, 0.0, seen.number)
+        card, flags = earlier.scorecard, earlier.flags
+        return Record(number, recipe, earlier.value, card, None, 0.0, seen.number, flags)
     if attempts > _ATTEMPTS:
         reason = f"given up: the process died {attempts - 1} times while it ran"
         outcome = Outcome(None, reason, 0.0)
     else:
         outcome = evaluate(recipe, bench, Role.SEARCH)
     card = outcome.scorecard
-    value = None if card is None else objective([card], bench.harness.benchmarks)
-    return Record(number, recipe, value, card, outcome.failure, outcome.merge_seconds, None)
+    value = None if card is None else objective([card], bench.harness.benchmarks, signal=True)
+    seconds, flags = outcome.merge_seconds, outcome.flags
+    return Record(number, recipe, value, card, outcome.failure, seconds, None, flags)

@@ -48,7 +48,7 @@ def print_claim(console: Console, claim: Claim) -> None:
     search, select, holdout = claim.path
     console.print(
         f"The winner's mean on search items {search:.4f}, on select items {select:.4f}, on the "
-        f"holdout {holdout:.4f}. The holdout was read {_times(claim.looks)} for this study.",
+        f"holdout {holdout:.4f}. The holdout was read {_times(len(claim.looks))} for this study.",
         highlight=False,
     )
     console.print(conclusion(claim), highlight=False)

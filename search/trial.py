@@ -3,9 +3,12 @@
 import time
 from dataclasses import dataclass
 
+import torch
+
 from evals.guards import health
 from evals.items import Role
 from evals.scorecard import Scorecard
+from evals.symptoms import failing, flags
 from merge_core.apply import apply
 from merge_core.errors import MergeError
 from merge_core.recipe import Recipe
@@ -20,11 +23,13 @@ class Outcome:
         scorecard: None if it could not be scored.
         failure: Why not.
         merge_seconds: Wall time of the merge.
+        flags: What to know before believing the scores.
     """
 
     scorecard: Scorecard | None
     failure: str | None
     merge_seconds: float
+    flags: tuple[str, ...] = ()
 
 
 def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
@@ -37,12 +42,28 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
     try:
         apply(bench.study.plan(recipe), bench.workbench)
         merged = time.perf_counter()
-        harness = bench.harness
-        if reason := health(harness.lm.model, bench.workbench.slots, harness.prompt()):
+        if reason := _unhealthy(bench):
             return Outcome(None, reason, merged - start)
-        card = harness.score(role)
+        card = bench.harness.score(role)
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
-    return Outcome(card if card.failure is None else None, card.failure, merged - start)
+    reason = card.failure or (failing(card, bench.worst) if bench.worst else None)
+    told = flags(card, bench.worst)
+    return Outcome(card if reason is None else None, reason, merged - start, told)
+
+
+def _unhealthy(bench: Bench) -> str | None:
+    """Look at what was merged since the last healthy candidate, and pass a few tokens through."""
+    done = bench.workbench.done
+    fresh: dict[str, torch.Tensor] = {
+        name: slot
+        for name, slot in bench.workbench.slots.items()
+        if name not in done or bench.looked.get(name) != done[name]
+    }
+    harness = bench.harness
+    reason = health(harness.lm.model, fresh, harness.prompt(), bench.norms)
+    if reason is None:
+        bench.looked.update(done)
+    return reason

@@ -7,9 +7,12 @@ import pytest
 import torch
 from tiny_study import write_study
 
-from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
+from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import Resident, build_resident
+from evals.settings import Settings
+from evals.tasks import OpenTask, open_tasks
 from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.parents import Parents
@@ -96,7 +99,7 @@ def harness_of(resident: Resident) -> Callable[..., Harness]:
     def build(
         tasks: Sequence[OpenTask], roles: Sequence[Role] = (Role.SEARCH,), **settings: object
     ) -> Harness:
-        return Harness(resident, tasks, roles, Settings(**{"batch_size": 8} | settings), seed=0)
+        return Harness(resident, tasks, roles, Settings(**{"batch_size": 8} | settings))
 
     return build
 

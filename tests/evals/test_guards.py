@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evals.guards import health
+from evals.guards import Range, disagreement, health, norm, ranges
 from evals.resident import Resident
 
 
@@ -28,8 +28,9 @@ def test_infinities_of_both_signs_do_not_cancel(resident: Resident):
 def test_logits_that_overflow_are_found_though_the_weights_are_finite(resident: Resident):
     resident.slots["model.norm.weight"].fill_(1e30)
     resident.slots["lm_head.weight"].fill_(1e30)
+    assert health(resident.model, {}, [1, 5, 6]) == "its logits are NaN or infinite"
     found = health(resident.model, resident.slots, [1, 5, 6])
-    assert found == "its logits are NaN or infinite"
+    assert found == "tensor 'lm_head.weight' has no finite norm"
 
 
 def test_integer_buffers_are_left_alone(resident: Resident):
@@ -41,3 +42,54 @@ def test_half_precision_weights_are_summed_without_overflow(resident: Resident):
     """A sum in float16 would be infinite from 65504 on."""
     slots = resident.slots | {"wide": torch.full((4096,), 100.0, dtype=torch.float16)}
     assert health(resident.model, slots, [1]) is None
+
+
+def test_norms_are_held_against_the_parents(resident: Resident):
+    name = "model.layers.1.mlp.up_proj.weight"
+    own = {at: norm(slot) for at, slot in resident.slots.items()}
+    known = ranges([own, {at: 2 * value for at, value in own.items()}])
+    assert known[name] == Range(own[name], 2 * own[name])
+    assert health(resident.model, resident.slots, [1, 5], known) is None
+    resident.slots[name].mul_(19)
+    assert health(resident.model, resident.slots, [1, 5], known) is None
+    resident.slots[name].mul_(2)
+    found = health(resident.model, resident.slots, [1, 5], known) or ""
+    assert found.startswith(f"tensor '{name}' exploded: its norm is")
+    resident.slots[name].mul_(0.0)
+    found = health(resident.model, resident.slots, [1, 5], known) or ""
+    assert found.startswith(f"tensor '{name}' vanished: its norm is 0")
+
+
+def test_a_tensor_that_is_nothing_in_a_parent_may_be_so(resident: Resident):
+    known = {"bias": Range(0.0, 1.0)}
+    assert health(resident.model, {"bias": torch.zeros(3)}, [1], known) is None
+    zeros = {"bias": Range(0.0, 0.0)}
+    assert health(resident.model, {"bias": torch.ones(3)}, [1], zeros) is None
+
+
+def test_a_model_that_says_the_same_of_every_token_is_found(resident: Resident):
+    resident.slots["lm_head.weight"].zero_()
+    found = health(resident.model, resident.slots, [1, 5, 6])
+    assert found == "its logits are all the same, whatever the token"
+
+
+def test_tokens_without_embeddings_are_found(resident: Resident):
+    assert disagreement(resident.model, resident.tokenizer) is None
+    resident.tokenizer.add_tokens([f"<new{n}>" for n in range(20)])
+    found = disagreement(resident.model, resident.tokenizer) or ""
+    assert "but the embeddings have 104 rows" in found
+
+
+def test_a_configuration_that_states_another_vocabulary_is_found(resident: Resident):
+    resident.model.config.vocab_size = 200
+    found = disagreement(resident.model, resident.tokenizer) or ""
+    assert "states a vocabulary of 200, the embeddings have 104 rows and the head 104" in found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_norm_is_right_whatever_the_dtype(dtype: torch.dtype):
+    """Added up in 16 bits, many small squares would be lost."""
+    tensor = torch.full((1_000_000,), 100.0, dtype=dtype)
+    assert norm(tensor) == pytest.approx(100_000.0, rel=0.01)
+    tensor[-1] = torch.nan
+    assert norm(tensor) != norm(tensor)

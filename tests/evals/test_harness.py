@@ -13,10 +13,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from evals.errors import EvaluationError
-from evals.harness import Harness, OpenTask, TaskRequest, open_tasks
+from evals.harness import Harness
 from evals.items import Counts, Role
+from evals.loading import TaskRequest
 from evals.resident import Resident
 from evals.scorecard import Value
+from evals.tasks import OpenTask, open_tasks
 
 TASKS = {
     "tiny_choice": ("acc", "acc_norm"),
@@ -116,15 +118,17 @@ def test_roles_have_items_of_their_own(open_local: OpenLocal, harness_of: Harnes
 def test_a_search_gets_no_holdout_items(open_local: OpenLocal, harness_of: HarnessOf):
     harness = harness_of(open_local("tiny_choice"), (Role.SEARCH, Role.SELECT))
     assert set(harness.benchmarks[0].items) == {Role.SEARCH, Role.SELECT}
-    with pytest.raises(KeyError):
+    with pytest.raises(EvaluationError, match="the holdout items are sealed"):
         harness.score(Role.HOLDOUT)
 
 
+@pytest.mark.parametrize("draws", ["lm_eval", "per_item"])
 def test_few_shot_prompts_stay_the_same_in_every_subset(
-    open_local: OpenLocal, harness_of: HarnessOf
+    open_local: OpenLocal, harness_of: HarnessOf, draws: str
 ):
     def prompts(counts: Counts, roles: tuple[Role, ...]) -> dict[str, str]:
-        (benchmark,) = harness_of(open_local("tiny_shots", counts=counts), roles).benchmarks
+        opened = open_local("tiny_shots", counts=counts)
+        (benchmark,) = harness_of(opened, roles, fewshot_draws=draws).benchmarks
         items = [item for part in benchmark.items.values() for item in part]
         return {item.document["query"]: item.requests[0].args[0] for item in items}
 
@@ -160,14 +164,14 @@ def test_few_shot_examples_are_never_holdout_items(
 @pytest.mark.parametrize(
     ("request_", "settings"),
     [
-        (TaskRequest("tiny_choice"), {"chat_template": True}),  # the tokenizer has none
+        (TaskRequest("tiny_choice"), {"apply_chat_template": True}),  # the tokenizer has none
     ],
     ids=["chat template"],
 )
 def test_what_cannot_be_prompted_is_one_message(
     open_local: OpenLocal, harness_of: HarnessOf, request_: TaskRequest, settings: dict
 ):
-    with pytest.raises(EvaluationError, match="no prompt can be made"):
+    with pytest.raises(EvaluationError, match="the tokenizer has no chat template"):
         harness_of(open_local(request_), **settings)
 
 
@@ -231,13 +235,20 @@ def test_too_few_items_are_a_mistake_of_each_task(open_local: OpenLocal):
     ]
 
 
-def test_a_figure_of_the_whole_set_is_refused(study_folder: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("metric", "aggregation", "name"),
+    [("bleu", "bleu", "bleu"), ("brier_score", "brier_score", "brier_score")],
+)
+def test_a_figure_of_the_whole_set_is_refused(
+    study_folder: Path, tmp_path: Path, metric: str, aggregation: str, name: str
+):
     task = yaml.safe_load((study_folder / "tasks/tiny_choice.yaml").read_text())
-    task["task"] = "tiny_f1"
-    task["metric_list"] = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
+    task["task"] = "tiny_whole"
+    entry = {"metric": metric, "aggregation": aggregation, "higher_is_better": True}
+    task["metric_list"] = [entry]
     _write_task(tmp_path, task, study_folder)
-    mistakes = _mistakes("tiny_f1", tmp_path)
-    assert "'f1' (f1_score) is a figure of the whole set" in mistakes[0]
+    mistakes = _mistakes("tiny_whole", tmp_path)
+    assert f"'{metric}' ({name}) is a figure of the whole set" in mistakes[0]
 
 
 def test_an_unknown_task_is_a_mistake_with_similar_names(study_folder: Path):

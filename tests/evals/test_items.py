@@ -5,21 +5,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.errors import EvaluationError
-from evals.items import Counts, Role, Split, content_hash, split
+from evals.items import Counts, Document, Role, Split, content_hash, likeness, split
 
-HASHES = [content_hash({"n": n}) for n in range(50)]
+
+def document(number: int, stratum: str = "", task: str = "") -> Document:
+    return Document(content_hash({"n": number}), likeness({"n": number}), stratum, task)
+
+
+DOCUMENTS = [document(n) for n in range(50)]
 
 documents = st.lists(st.integers(0, 60), min_size=4, max_size=60).map(
-    lambda numbers: [content_hash({"n": n}) for n in numbers]
+    lambda numbers: [document(n) for n in numbers]
 )
 
 
-def contents(hashes: list[str], dealt: Split) -> dict[Role, list[str]]:
+def contents(hashes: list[Document], dealt: Split) -> dict[Role, list[Document]]:
     return {role: [hashes[at] for at in places] for role, places in dealt.roles.items()}
 
 
 def test_counts_are_dealt():
-    dealt = split("t", HASHES, Counts(20, 10, 15), 0)
+    dealt = split("t", DOCUMENTS, Counts(20, 10, 15), 0)
     assert {role: len(places) for role, places in dealt.roles.items()} == {
         Role.SEARCH: 20,
         Role.SELECT: 10,
@@ -29,34 +34,35 @@ def test_counts_are_dealt():
 
 
 def test_rest_takes_all_that_the_others_leave():
-    dealt = split("t", HASHES, Counts(None, 10, 15), 0)
+    dealt = split("t", DOCUMENTS, Counts(None, 10, 15), 0)
     assert len(dealt.roles[Role.SEARCH]) == 25
 
 
 @given(documents, st.integers(0, 3))
-def test_roles_never_share_a_document(hashes: list[str], seed: int):
+def test_roles_never_share_a_document(hashes: list[Document], seed: int):
     different = len(set(hashes))
     if different < 3:
         return
     dealt = split("t", hashes, Counts(None, 1, different - 2), seed)
     dealt_contents = [value for part in contents(hashes, dealt).values() for value in part]
-    assert sorted(dealt_contents) == sorted(set(hashes))
+    assert len(dealt_contents) == different
+    assert set(dealt_contents) == set(hashes)
     assert dealt.duplicates == len(hashes) - different
 
 
 @given(st.permutations(range(50)))
 def test_the_files_order_does_not_matter(order: list[int]):
-    shuffled = [HASHES[n] for n in order]
+    shuffled = [DOCUMENTS[n] for n in order]
     counts = Counts(20, 10, 15)
     assert contents(shuffled, split("t", shuffled, counts, 0)) == contents(
-        HASHES, split("t", HASHES, counts, 0)
+        DOCUMENTS, split("t", DOCUMENTS, counts, 0)
     )
 
 
 @given(st.integers(1, 25), st.integers(0, 10))
 def test_more_search_items_move_none_out_of_the_other_roles(few: int, more: int):
-    small = split("t", HASHES, Counts(few, 10, 15), 0).roles
-    large = split("t", HASHES, Counts(min(25, few + more), 10, 15), 0).roles
+    small = split("t", DOCUMENTS, Counts(few, 10, 15), 0).roles
+    large = split("t", DOCUMENTS, Counts(min(25, few + more), 10, 15), 0).roles
     assert large[Role.HOLDOUT] == small[Role.HOLDOUT]
     assert large[Role.SELECT] == small[Role.SELECT]
     assert large[Role.SEARCH][:few] == small[Role.SEARCH]
@@ -64,18 +70,18 @@ def test_more_search_items_move_none_out_of_the_other_roles(few: int, more: int)
 
 def test_new_documents_leave_a_document_in_its_role_or_beside_it():
     """A longer file moves the borders, but never an item from the search to the holdout's start."""
-    before = contents(HASHES[:40], split("t", HASHES[:40], Counts(None, 5, 10), 0))
-    after = contents(HASHES, split("t", HASHES, Counts(None, 5, 10), 0))
+    before = contents(DOCUMENTS[:40], split("t", DOCUMENTS[:40], Counts(None, 5, 10), 0))
+    after = contents(DOCUMENTS, split("t", DOCUMENTS, Counts(None, 5, 10), 0))
     assert not set(before[Role.SEARCH]) & set(after[Role.HOLDOUT])
 
 
 def test_another_seed_deals_others():
     counts = Counts(20, 10, 15)
-    assert split("t", HASHES, counts, 0).roles != split("t", HASHES, counts, 1).roles
+    assert split("t", DOCUMENTS, counts, 0).roles != split("t", DOCUMENTS, counts, 1).roles
 
 
 def test_a_repeated_document_counts_once_at_its_first_place():
-    hashes = [HASHES[0], HASHES[1], HASHES[0], HASHES[2]]
+    hashes = [DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[0], DOCUMENTS[2]]
     dealt = split("t", hashes, Counts(1, 1, 1), 0)
     assert dealt.duplicates == 1
     assert sorted(at for places in dealt.roles.values() for at in places) == [0, 1, 3]
@@ -84,17 +90,104 @@ def test_a_repeated_document_counts_once_at_its_first_place():
 @pytest.mark.parametrize("counts", [Counts(26, 10, 15), Counts(None, 25, 25), Counts(None, 40, 11)])
 def test_too_few_items_say_how_many_there_are(counts: Counts):
     with pytest.raises(EvaluationError) as error:
-        split("arc", HASHES, counts, 0)
+        split("arc", DOCUMENTS, counts, 0)
     assert "task 'arc': has 50 different items, too few for" in str(error.value)
     assert f"select {counts.select}, holdout {counts.holdout}" in str(error.value)
 
 
 def test_duplicates_do_not_help_a_count():
     with pytest.raises(EvaluationError, match="has 2 different items"):
-        split("t", [HASHES[0], HASHES[1]] * 5, Counts(1, 1, 1), 0)
+        split("t", [DOCUMENTS[0], DOCUMENTS[1]] * 5, Counts(1, 1, 1), 0)
 
 
 def test_content_hash_sees_content_only():
     assert content_hash({"a": 1, "b": "ü"}) == content_hash({"b": "ü", "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": 2})
     assert content_hash({"a": 1}) != content_hash({"a": "1"})
+
+
+STRATA = ["a"] * 30 + ["b"] * 15 + ["c"] * 5
+
+
+def stratified() -> list[Document]:
+    return [document(n, stratum) for n, stratum in enumerate(STRATA)]
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(1, 15), st.integers(1, 15))
+def test_every_role_has_its_share_of_every_stratum(seed: int, search: int, select: int, hold: int):
+    many = stratified()
+    roles = split("t", many, Counts(search, select, hold), seed).roles
+    for places in roles.values():
+        for stratum, size in (("a", 30), ("b", 15), ("c", 5)):
+            found = sum(many[at].stratum == stratum for at in places)
+            # A stretch of turns holds a stratum's share to within one at either end.
+            assert abs(found - len(places) * size / 50) < 2
+
+
+@given(st.integers(1, 20), st.integers(0, 5))
+def test_fewer_search_items_are_a_prefix_of_more(few: int, more: int):
+    many = stratified()
+    small = split("t", many, Counts(few, 10, 15), 3).roles
+    large = split("t", many, Counts(few + more, 10, 15), 3).roles
+    assert large[Role.SEARCH][:few] == small[Role.SEARCH]
+    assert (large[Role.SELECT], large[Role.HOLDOUT]) == (small[Role.SELECT], small[Role.HOLDOUT])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"q": "What is it?"}, {"q": "what  is it? "}),
+        ({"q": "x", "id": 1}, {"q": "x", "id": 2}),
+        ({"q": "x", "question_id": "a"}, {"q": "x", "question_id": "b"}),
+        ({"q": {"text": ["A", "B"]}}, {"q": {"text": ["a", "b\n"]}}),
+    ],
+)
+def test_letter_case_blanks_and_identifiers_make_no_other_document(one: dict, other: dict):
+    assert content_hash(one) != content_hash(other)
+    assert likeness(one) == likeness(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"q": "x", "gold": 1}, {"q": "x", "gold": 2}),
+        ({"q": "ab"}, {"q": "a b"}),
+        ({"id": 1}, {"id": 2}),  # there is nothing else to tell them apart
+        ({"q": ["a", "b"]}, {"q": ["b", "a"]}),
+    ],
+)
+def test_other_content_is_another_document(one: dict, other: dict):
+    assert likeness(one) != likeness(other)
+
+
+def test_few_shot_examples_get_no_role():
+    shown = {DOCUMENTS[n].likeness for n in range(10)}
+    dealt = split("t", DOCUMENTS, Counts(None, 10, 15), 0, examples=shown)
+    assert dealt.examples == 10
+    assert min(at for places in dealt.roles.values() for at in places) >= 10
+    with pytest.raises(
+        EvaluationError, match=r"40 different items \(10 more are few-shot examples"
+    ):
+        split("t", DOCUMENTS, Counts(20, 10, 15), 0, examples=shown)
+
+
+@given(st.integers(0, 50))
+def test_the_same_text_in_two_tasks_of_a_study_has_one_role(seed: int):
+    """One is dealt evenly by its answers, the other isn't: left alone they would differ."""
+    taken: dict[str, Role] = {}
+    first = split("a", stratified(), Counts(10, 8, 12), seed, taken=taken)
+    second = split("b", DOCUMENTS, Counts(10, 8, 12), seed, taken=taken)
+    for role, places in first.roles.items():
+        for other, others in second.roles.items():
+            assert other is role or not set(places) & set(others)
+
+
+@given(st.integers(0, 50))
+def test_the_same_text_under_two_subtasks_is_two_items_of_one_role(seed: int):
+    twice = [document(n, task, task) for task in ("p1", "p2") for n in range(50)]
+    dealt = split("t", twice, Counts(20, 10, 15), seed)
+    assert dealt.duplicates == 0
+    role_of = {twice[at].likeness: role for role, places in dealt.roles.items() for at in places}
+    for role, places in dealt.roles.items():
+        assert all(role_of[twice[at].likeness] is role for at in places)
+    assert len(dealt.roles[Role.SEARCH]) == 20

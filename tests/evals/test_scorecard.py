@@ -1,44 +1,15 @@
 """Per-item results and the scores made of them."""
 
-import json
 import math
 import statistics
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from evals.scorecard import Score, Scorecard, Value, mean_score, pack, unpack
+from evals.scorecard import Score, Scorecard, Value, mean_score
 
 
 def mean(values: list[Value]) -> float:
     return statistics.fmean(values)
-
-
-binary = st.lists(st.sampled_from([0.0, 1.0]))
-numbers = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32))
-pairs = st.lists(st.tuples(st.floats(-1e4, 0), st.integers(1, 500)))
-
-
-@given(binary)
-def test_right_and_wrong_pack_into_a_string(values: list[float]):
-    packed = pack(values)
-    assert packed == "".join("1" if value else "0" for value in values)
-    assert unpack(packed) == tuple(values)
-
-
-@given(st.one_of(numbers, pairs))
-def test_other_values_survive_storage_to_seven_digits(values: list[Value]):
-    back = unpack(json.loads(json.dumps(pack(values))))
-    assert len(back) == len(values)
-    for old, new in zip(values, back, strict=True):
-        assert new == pytest.approx(old, rel=1e-6)
-        assert isinstance(new, tuple) == isinstance(old, tuple)
-
-
-def test_packing_again_changes_nothing():
-    values = [0.123456789, (-12.3456789, 7)]
-    assert pack(unpack(pack(values))) == pack(values)
 
 
 def test_a_score_is_the_aggregate_with_the_standard_error_of_the_mean():

@@ -88,6 +88,53 @@ def test_search_items_may_be_the_rest():
             {"objectives": [{"task": "x"}, {"task": "x", "metric": "acc"}]},
             "objectives[1].task: 'x' is listed twice",
         ),
+        (
+            {"objectives": [{"task": {"task": "x", "num_fewshot": 3}}, {"task": "x"}]},
+            "objectives[1].task: 'x' is listed twice",
+        ),
+        (
+            {"objectives": [{"task": {"num_fewshot": 3}}]},
+            "objectives[0].task: expected a task's name, or its keys with the name as 'task' or "
+            "'group', got {'num_fewshot': 3}",
+        ),
+        ({"objectives": [{"task": 3}]}, "objectives[0].task: expected a task's name"),
+        (
+            {"objectives": [{"task": "x", "signal": "prob"}]},
+            "objectives[0].signal: input should be 'auto', 'metric', 'probability', 'margin' or "
+            "'bits_per_byte', got 'prob'",
+        ),
+        (
+            {"objectives": [{"task": "x", "gen_kwargs": {"max_gen_toks": 0}}]},
+            "objectives[0].gen_kwargs: max_gen_toks is a number of tokens from 1 on, not 0",
+        ),
+        (
+            {"objectives": [{"task": "x", "gen_kwargs": {"until": [3]}}]},
+            "objectives[0].gen_kwargs: until is a text or a list of texts, not [3]",
+        ),
+        (
+            {"evaluation": {"gen_kwargs": {"temperature": 1, "do_sample": False}}},
+            "evaluation.gen_kwargs: temperature has no meaning with do_sample: false",
+        ),
+        (
+            {"evaluation": {"apply_chat_template": 3}},
+            "evaluation.apply_chat_template: expected true, false or a template's name, got 3",
+        ),
+        (
+            {"evaluation": {"chat_template_args": {"a": 1}}},
+            "evaluation: chat_template_args has no effect without apply_chat_template",
+        ),
+        (
+            {"evaluation": {"apply_chat_template": True, "enable_thinking": True}},
+            "evaluation: enable_thinking: true needs a think_end_token",
+        ),
+        (
+            {"evaluation": {"fewshot_draws": "first"}},
+            "evaluation.fewshot_draws: input should be 'lm_eval' or 'per_item', got 'first'",
+        ),
+        ({"evaluation": {"predict_only": True}}, "evaluation.predict_only: would leave nothing"),
+        ({"evaluation": {"use_cache": "x"}}, "evaluation.use_cache: lm-eval's cache answers for"),
+        ({"evaluation": {"limit": 9}}, "evaluation.limit: say how many items under 'items'"),
+        ({"evaluation": {"chat_template": True}}, "evaluation.chat_template: is called apply_chat"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(changes: dict[str, Any], message: str):
@@ -168,7 +215,7 @@ def test_a_local_task_file_is_relative_to_the_study(
     path = study_folder / "by_file.yaml"
     path.write_text(yaml.safe_dump(study_dict(**changes)))
     monkeypatch.chdir(tmp_path)
-    assert len(check_study(path).tasks[0].documents) == 60
+    assert len(check_study(path).tasks[0].places) == 60
 
 
 def test_a_study_folder_can_be_moved(study_folder: Path):

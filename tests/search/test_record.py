@@ -1,12 +1,16 @@
 """What storage holds of a trial is what is read back."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from evals.items import Role
+from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, Setting, Slice, Source
 from search.record import (
@@ -17,6 +21,8 @@ from search.record import (
     differences,
     finished,
     load,
+    readings_to_dict,
+    recompute,
     save,
 )
 
@@ -131,3 +137,134 @@ def test_every_difference_is_a_line_with_its_place(stored: Any, stated: Any, lin
 def test_long_values_are_cut():
     (line,) = differences({"a": "x" * 100}, {"a": "y"})
     assert line == 'a: was "' + "x" * 56 + '..., is "y"'
+
+
+def realistic(seed: int, items: int = 1000) -> Scorecard:
+    """Five tasks' worth of results: rights and wrongs, log-likelihoods, texts, and a signal."""
+    draw = np.random.default_rng(seed)
+
+    def right(count: int) -> list[float]:
+        return draw.integers(0, 2, count).astype(float).tolist()
+
+    part = items // 2
+    return Scorecard(
+        (
+            Score("choice", "acc,none", 0.5, 0.02, part),
+            Score("text", "byte_perplexity,none", 2.0, None, items - part),
+        ),
+        {
+            "choice": {
+                "acc,none": right(part),
+                "acc_norm,none": right(part),
+                "perplexity,none": draw.normal(-30, 20, part).tolist(),
+                "exact_match,strict": right(part),
+                "probability": draw.random(part).tolist(),
+            },
+            "text": {
+                "byte_perplexity,none": [
+                    (float(nats), int(size))
+                    for nats, size in zip(
+                        draw.normal(-900, 300, items - part),
+                        draw.integers(300, 2000, items - part),
+                        strict=True,
+                    )
+                ],
+                "bits_per_byte,none": draw.normal(-900, 300, items - part).tolist(),
+                "acc,none": right(items - part),
+                "exact_match,none": right(items - part),
+                "probability": draw.random(items - part).tolist(),
+            },
+        },
+        12.345,
+        Role.SEARCH,
+        {"choice": {"truncated": 0.125, "empty": 0.0, "looping": 0.25}},
+    )
+
+
+def test_ten_thousand_trials_of_a_thousand_items_take_less_than_200_mb(tmp_path: Path):
+    """Measured on the file itself, with everything that a trial leaves there."""
+    path = tmp_path / "s.db"
+    study = optuna.create_study(storage=f"sqlite:///{path}", direction="maximize")
+    sizes: list[int] = []
+    for number in range(12):
+        trial = study.ask()
+        for dimension in range(9):
+            trial.suggest_float(f"models.a.weight.{dimension}", 0.0, 1.5)
+        trial.set_user_attr("drawn", dict(trial.params))
+        trial.set_user_attr("attempts", 1)
+        save(trial, record(number, recipe=recipe(number / 10), scorecard=realistic(number)))
+        study.tell(trial, 0.5)
+        sizes.append(path.stat().st_size)
+    each = (sizes[-1] - sizes[1]) / (len(sizes) - 2)
+    assert each < 20_000, f"{each:.0f} bytes per trial"
+
+
+def test_a_large_scorecard_comes_back_as_it_was():
+    card, one = realistic(0), card_from_dict(card_to_dict(realistic(0)))
+    assert (one.scores, one.seconds, one.role) == (card.scores, card.seconds, card.role)
+    assert one.symptoms == card.symptoms
+    for task, metrics in card.items.items():
+        for metric, values in metrics.items():
+            old, new = np.array(values), np.array(one.items[task][metric])
+            spread = np.ptp(old, axis=0)
+            assert (np.abs(old - new) <= spread / 131_000).all()
+    assert card_to_dict(one)["items"]["choice"]["acc,none"].startswith("bits:500:")
+
+
+READINGS = [
+    Reading(
+        "choice",
+        "acc,none",
+        "probability",
+        1.0,
+        {"acc,none": 1.0, "acc_norm,none": 1.0, "perplexity,none": 1.0, "probability": 1.0},
+        {"search": (0,) * 100 + (1,) * 400},
+        {},
+    ),
+    Reading("text", "byte_perplexity,none", None, 3.0, {"byte_perplexity,none": 1.0}, {}, {}),
+]
+
+
+def told(study: optuna.Study, count: int = 4) -> list[Scorecard]:
+    """A study of some trials whose readings are stored."""
+    study.set_user_attr("readings", readings_to_dict(READINGS))
+    cards = [realistic(number) for number in range(count)]
+    for number, card in enumerate(cards):
+        tell(study, record(number, recipe=recipe(number / 10), scorecard=card))
+    return cards
+
+
+def test_objectives_come_again_from_what_is_stored(study: optuna.Study):
+    cards = told(study)
+    again = recompute(study)
+    assert list(again) == [0, 1, 2, 3]
+    for number, value in again.items():
+        assert value == pytest.approx(objective([cards[number]], READINGS, signal=True), abs=1e-4)
+
+
+def test_other_weights_metrics_and_items_need_no_model(study: optuna.Study):
+    (card, *_) = told(study)
+    text = [nats / size for nats, size in card.items["text"]["byte_perplexity,none"]]
+    right = np.array(card.items["choice"]["acc_norm,none"])
+    equal = (right[:100].mean() + right[100:].mean()) / 2  # its two tasks count alike
+
+    def first(**changes: Any) -> float:
+        return recompute(study, **changes)[0]
+
+    assert first(weights={"text": 1.0}) == pytest.approx(np.mean(text), abs=1e-4)
+    found = first(weights={"choice": 2.0}, metrics={"choice": "acc_norm,none"})
+    assert found == pytest.approx(equal)
+    some = {"text": [3, 1, 4], "choice": [0, 1, 200]}
+    assert first(weights={"text": 1.0}, items=some) == pytest.approx(
+        np.mean([text[at] for at in (3, 1, 4)]), abs=1e-4
+    )
+    found = first(weights={"choice": 1.0}, items=some, signal=False)
+    acc = card.items["choice"]["acc,none"]
+    assert found == pytest.approx((np.mean([acc[0], acc[1]]) + acc[200]) / 2)
+    assert not math.isclose(first(), first(signal=False))
+
+
+def test_flags_of_a_trial_are_kept(study: optuna.Study):
+    flagged = record(0, flags=("t: 30% of its texts end at the generation limit",))
+    tell(study, flagged)
+    assert load(study.get_trials()[0]) == flagged

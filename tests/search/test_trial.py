@@ -1,0 +1,84 @@
+"""A candidate that fails a guard is a reason, not a score."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_study import study_dict
+
+from evals.guards import Range
+from evals.items import Role
+from evals.scorecard import Scorecard
+from search.baselines import parent_recipe
+from search.bench import Bench, build_bench, check_study
+from search.trial import evaluate
+
+
+@pytest.fixture
+def bench(study_folder: Path) -> Bench:
+    """A bench over choices and generations."""
+    path = study_folder / "trial.yaml"
+    objectives = [{"task": "tiny_choice"}, {"task": "tiny_generate"}]
+    path.write_text(yaml.safe_dump(study_dict(objectives=objectives)))
+    return build_bench(check_study(path), (Role.SEARCH,))
+
+
+def test_a_sound_candidate_has_a_scorecard(bench: Bench):
+    outcome = evaluate(parent_recipe("a"), bench, Role.SEARCH)
+    assert outcome.failure is None
+    assert outcome.scorecard is not None
+    assert outcome.scorecard.role is Role.SEARCH
+    assert set(outcome.scorecard.symptoms) == {"tiny_generate"}
+
+
+def test_norms_beyond_the_parents_fail(bench: Bench):
+    bench.norms["model.norm.weight"] = Range(1e-3, 1e-2)
+    outcome = evaluate(parent_recipe("a"), bench, Role.SEARCH)
+    assert outcome.scorecard is None
+    assert (outcome.failure or "").startswith("tensor 'model.norm.weight' exploded")
+
+
+def test_generations_that_are_no_answers_fail_and_those_at_the_limit_are_flagged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    score = bench.harness.score
+
+    def ill(role: Role) -> Scorecard:
+        card = score(role)
+        rates = {"truncated": 0.5, "empty": empty, "looping": 0.0}
+        return Scorecard(card.scores, card.items, card.seconds, role, {"tiny_generate": rates})
+
+    monkeypatch.setattr(bench.harness, "score", ill, raising=False)
+    bench.worst = {"tiny_generate": {"truncated": 0.1, "empty": 0.0, "looping": 0.0}}
+    empty = 0.2
+    outcome = evaluate(parent_recipe("a"), bench, Role.SEARCH)
+    assert outcome.failure is None
+    assert outcome.flags == (
+        "tiny_generate: 50% of its texts end at the generation limit (at most 10% of a parent's), "
+        "so the score depends on it",
+    )
+    empty = 0.9
+    outcome = evaluate(parent_recipe("a"), bench, Role.SEARCH)
+    assert outcome.scorecard is None
+    assert (outcome.failure or "").startswith("tiny_generate: 90% of its texts are empty")
+
+
+def test_only_what_changed_is_looked_at_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+
+    def look(_: object, slots: dict[str, torch.Tensor], *__: object) -> None:
+        seen.append(len(slots))
+
+    monkeypatch.setattr("search.trial.health", look)
+    for name in ("a", "a", "b", "b"):
+        evaluate(parent_recipe(name), bench, Role.SEARCH)
+    whole = len(bench.workbench.slots)
+    assert seen == [whole, 0, whole, 0]
+
+
+def test_what_was_found_ill_is_looked_at_again(bench: Bench):
+    bench.norms["model.norm.weight"] = Range(1e-3, 1e-2)
+    reasons = [evaluate(parent_recipe("a"), bench, Role.SEARCH).failure for _ in range(2)]
+    assert reasons[0] == reasons[1]
+    assert reasons[0] is not None
