@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -22,8 +22,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from evals.answering import Answering, Asked
 from evals.errors import EvaluationError
 from evals.items import Counts, Role, Split, content_hash, split
+from evals.prefixes import Window
 from evals.resident import Resident
 from evals.scorecard import Score, Scorecard, Value, mean_score
 
@@ -69,19 +71,16 @@ class Settings:
 
     Attributes:
         batch_size: Sequences per forward pass; one for the whole study, since it moves results.
+            `auto` begins high and is lowered for good when memory runs out.
         max_length: Longest sequence in tokens; None takes the model's.
         chat_template: Wrap prompts in the tokenizer's chat template.
         system_instruction: System prompt.
     """
 
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = 32
     max_length: int | None = None
     chat_template: bool = False
     system_instruction: str | None = None
-
-
-Window = tuple[list[int], list[int]]
-"""Token ids of a context and of the continuation whose log-likelihood is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +216,7 @@ class Harness:
     ) -> None:
         self.settings = settings
         self.lm = _language_model(resident, settings)
+        self.answering = Answering(self.lm, settings.batch_size)
         self.benchmarks = tuple(_build_benchmark(self, task, roles, seed) for task in tasks)
 
     def prompt(self) -> list[int]:
@@ -232,7 +232,7 @@ class Harness:
         """
         start = time.perf_counter()
         chosen = {benchmark.name: benchmark.items[role] for benchmark in self.benchmarks}
-        _answer(self.lm, [item for items in chosen.values() for item in items])
+        _answer(self.answering, [item for items in chosen.values() for item in items])
         results = {name: _results(items) for name, items in chosen.items()}
         scores = tuple(_score(b, b.items[role], results[b.name]) for b in self.benchmarks)
         return Scorecard(scores, results, time.perf_counter() - start)
@@ -243,7 +243,7 @@ def _language_model(resident: Resident, settings: Settings) -> Any:
     return model(
         pretrained=resident.model,
         tokenizer=resident.tokenizer,
-        batch_size=settings.batch_size,
+        batch_size=1,  # answering sets it
         max_length=settings.max_length,
         softmax_dtype="float32",  # bf16 log-softmax is off by up to 0.5 nat and makes exact ties
     )
@@ -434,29 +434,17 @@ def _pair(lm: Any, context: str, continuation: str) -> Window:
     return [lm.prefix_token_id], ids
 
 
-def _answer(lm: Any, items: Iterable[Item]) -> None:
+def _answer(answering: Answering, items: Iterable[Item]) -> None:
     """Run every request, each kind in one go, and put the responses into it."""
-    kinds: dict[str, list[tuple[Instance, tuple[Window, ...]]]] = {}
+    kinds: dict[str, list[Asked]] = {}
     for item in items:
         for request, windows in zip(item.requests, item.windows, strict=True):
             request.resps, request.filtered_resps = [], {}
             copies = [(request, windows)] * (request.repeats or 1)
             kinds.setdefault(request.request_type, []).extend(copies)
-    for kind, pairs in kinds.items():
-        for (request, _), response in zip(pairs, _respond(lm, kind, pairs), strict=True):
+    for kind, asked in kinds.items():
+        for (request, _), response in zip(asked, answering.respond(kind, asked), strict=True):
             request.resps.append(response)
-
-
-def _respond(lm: Any, kind: str, pairs: list[tuple[Instance, tuple[Window, ...]]]) -> Sequence[Any]:
-    if not kind.startswith("loglikelihood"):
-        return getattr(lm, kind)([request for request, _ in pairs], disable_tqdm=True)
-    # HFLM wants the text beside the ids, as the key of a cache that is never on here.
-    flat = [(request.args, *window) for request, windows in pairs for window in windows]
-    answers = iter(lm._loglikelihood_tokens(flat, disable_tqdm=True))
-    grouped = [[next(answers) for _ in windows] for _, windows in pairs]
-    if kind == "loglikelihood_rolling":
-        return [sum(likelihood for likelihood, _ in answer) for answer in grouped]
-    return [answer for (answer,) in grouped]
 
 
 def _results(items: Sequence[Item]) -> dict[str, list[Value]]:

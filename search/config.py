@@ -63,7 +63,7 @@ class EvaluationConfig(_Section):
     """How to score."""
 
     tasks: tuple[str, ...] = Field(default=(), strict=False)
-    batch_size: Positive = 32
+    batch_size: Positive | Literal["auto"] = 32
     max_length: Positive | None = None
     chat_template: bool = False
     system_instruction: str | None = None

@@ -1,0 +1,59 @@
+"""Requests in, responses out: each kind of request by its quickest way that equals lm-eval's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from evals.likelihood import Answer, LikelihoodScorer
+from evals.memory import SEQUENCES, BatchSize
+from evals.prefixes import Window
+
+Asked = tuple[Instance, tuple[Window, ...]]
+"""A request with its token windows; none for a generation."""
+
+
+class Answering:
+    """Answers the same requests for one candidate after another.
+
+    Args:
+        lm: lm-eval's model, whose weights change between candidates.
+        batch_size: Sequences per forward pass, or `auto`: as many as memory holds.
+    """
+
+    def __init__(self, lm: Any, batch_size: int | str) -> None:
+        self._lm = lm
+        automatic = batch_size == "auto"
+        self._size = BatchSize(SEQUENCES if automatic else int(batch_size), automatic)
+        self._scorers: dict[tuple[int, ...], tuple[Sequence[Asked], LikelihoodScorer]] = {}
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How log-likelihoods were computed and why, a sentence for each set of requests."""
+        return tuple(dict.fromkeys(scorer.way for _, scorer in self._scorers.values()))
+
+    def respond(self, kind: str, asked: Sequence[Asked]) -> Sequence[Any]:
+        """The model's responses as lm-eval's tasks expect them, in the requests' order."""
+        if not kind.startswith("loglikelihood"):
+            return self._generate(kind, [request for request, _ in asked])
+        answers = iter(self._scorer(asked).score())
+        grouped = [[next(answers) for _ in windows] for _, windows in asked]
+        if kind == "loglikelihood_rolling":
+            return [sum(likelihood for likelihood, _ in answer) for answer in grouped]
+        return [answer for (answer,) in grouped]
+
+    def _generate(self, kind: str, requests: list[Instance]) -> list[Answer]:
+        def work(sequences: int) -> list[Any]:
+            self._lm.batch_size_per_gpu = sequences
+            return getattr(self._lm, kind)(requests, disable_tqdm=True)
+
+        return self._size.attempt(work)
+
+    def _scorer(self, asked: Sequence[Asked]) -> LikelihoodScorer:
+        """The plan for these requests, made the first time that they are asked."""
+        key = tuple(id(request) for request, _ in asked)
+        if key not in self._scorers:
+            windows = [window for _, parts in asked for window in parts]
+            # The requests are kept too, so that no other ever gets the same id.
+            self._scorers[key] = asked, LikelihoodScorer(self._lm, windows, self._size)
+        return self._scorers[key][1]
