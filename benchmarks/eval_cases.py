@@ -10,9 +10,10 @@ import yaml
 
 SHOTS = 5
 LETTERS = ["A", "B", "C", "D"]
-_WORDS = """the river winter stone market garden letter window morning bridge silver captain
+_TEXT = """the river winter stone market garden letter window morning bridge silver captain
 history forest evening shoulder kitchen weather journey engine village mountain paper harbour
-question answer number colour animal music summer doctor teacher island corner minute""".split()
+question answer number colour animal music summer doctor teacher island corner minute"""
+_WORDS = _TEXT.split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class Case:
 
 
 CASES = (
-    Case("phrases_header", "phrases, one 5-shot header", 12, 40, shots=SHOTS, fixed=True),
-    Case("letters_header", "letters, one 5-shot header", 3.5, 40, True, SHOTS, True),
+    Case("phrases_header", "phrases, one 5-shot header", 12, 110, shots=SHOTS, fixed=True),
+    Case("letters_header", "letters, one 5-shot header", 3.5, 110, True, SHOTS, True),
     Case("phrases_shots", "phrases, 5 shots per item", 4, 100, shots=SHOTS),
     Case("phrases_alone", "phrases, 0-shot, 100 tokens", 2.5, 90),
     Case("letters_shots", "letters, 5 shots per item", 1, 100, True, SHOTS),

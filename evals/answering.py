@@ -1,3 +1,4 @@
+# pyright: standard
 """Requests in, responses out: each kind of request by its quickest way that equals lm-eval's."""
 
 from collections.abc import Sequence

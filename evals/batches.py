@@ -107,7 +107,7 @@ def lay_out(
 
 def _section(group: Group, limits: "_Limits", device: torch.device) -> Section:
     length = len(group.header)
-    header = torch.from_numpy(group.header)[None].to(device) if length else None
+    header = _put(group.header, device)[None] if length else None
     trees = [_tree(unit, length) for unit in group.units]
     # Plain texts stay among themselves: they need no mask.
     kinds = (
@@ -193,16 +193,16 @@ def _batch(rows: Sequence[Sequence[_Tree]], headed: bool, device: torch.device) 
             start = end
     wanted, inverse = np.unique(np.concatenate(nodes), return_inverse=True)
     plain = not headed and all(len(row) == 1 and row[0].chain for row in rows)
-
-    def put(values: Ids) -> torch.Tensor:
-        return torch.from_numpy(values).to(device)
-
     return Batch(
-        put(tokens),
-        None if plain else put(positions),
-        None if plain else put(ends),
-        put(wanted),
-        put(inverse.reshape(-1)),
-        put(np.concatenate(targets)),
+        _put(tokens, device),
+        None if plain else _put(positions, device),
+        None if plain else _put(ends, device),
+        _put(wanted, device),
+        _put(inverse.reshape(-1), device),
+        _put(np.concatenate(targets), device),
         np.concatenate(numbers),
     )
+
+
+def _put(values: Ids, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values).to(device)  # pyright: ignore[reportUnknownMemberType]

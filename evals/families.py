@@ -54,8 +54,9 @@ def _caching(name: str, config: Any, longest: int) -> str | None:
 
 def _rope(name: str, config: Any, longest: int) -> str | None:
     stated: Any = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in stated.values() if isinstance(value, Mapping)]
-    for rope in (stated, *nested):
+    # One for all layers, or one for each kind of layer.
+    ropes: list[Any] = [stated, *(value for value in stated.values() if isinstance(value, Mapping))]
+    for rope in ropes:
         if rope.get("rope_type") in _GROWING_ROPES:
             most = rope.get("original_max_position_embeddings") or config.max_position_embeddings
             if longest > most:

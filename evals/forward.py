@@ -23,6 +23,8 @@ class _Recorded(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             return key_states, value_states
+        assert self.keys is not None
+        assert self.values is not None
         return _after(self.keys, key_states), _after(self.values, value_states)
 
 

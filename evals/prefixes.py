@@ -4,6 +4,7 @@ Log-likelihood requests repeat themselves: the options of an item share its cont
 a task share its few-shot examples. Sorted, sequences with a common beginning stand side by side.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ Window = tuple[list[int], list[int]]
 # A pass for a header of its own has to save this share of a group's tokens, and this many.
 _WORTHWHILE_SHARE = 0.1
 _WORTHWHILE_TOKENS = 64
-_UNIT = 256  # tokens that a unit may always have
+_UNIT = 256  # tokens that a unit may have beyond its longest request
 _DEEPEST = 32  # of headers tried within headers
 
 
@@ -92,7 +93,7 @@ def find_groups(windows: Sequence[Window], max_length: int) -> tuple[Group, ...]
     made = [_request(number, window, max_length) for number, window in enumerate(windows)]
     # Big-endian bytes sort as the ids do, and compare at the speed of memcmp.
     keyed = sorted(made, key=lambda request: request.tokens.astype(">u4").tobytes())
-    common = [0, *(_common(a.tokens, b.tokens) for a, b in zip(keyed, keyed[1:], strict=False))]
+    common = [0, *(_common(a.tokens, b.tokens) for a, b in itertools.pairwise(keyed))]
     chosen = _divide(keyed, common, 0)[1] if keyed else []
     plain = tuple(unit for group in chosen if not len(group.header) for unit in group.units)
     headed = tuple(group for group in chosen if len(group.header))
@@ -156,7 +157,7 @@ def _parts(
     requests: Sequence[Request], common: Sequence[int], branch: int
 ) -> Iterator[tuple[Sequence[Request], Sequence[int]]]:
     cuts = [0, *(i for i in range(1, len(requests)) if common[i] == branch), len(requests)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         yield requests[start:end], common[start:end]
 
 
@@ -170,7 +171,7 @@ def _units(requests: Sequence[Request], common: Sequence[int], header: int) -> I
     A unit stays within one row, so it is also cut where it outgrows what an item may have.
     """
     longest = max(len(request.tokens) for request in requests) - header
-    limit = max(2 * longest, _UNIT)
+    limit = longest + _UNIT
     start, size = 0, len(requests[0].tokens) - header
     for at in range(1, len(requests)):
         length, shared = len(requests[at].tokens) - header, common[at] - header
