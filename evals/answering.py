@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from evals.activations import Keys
 from evals.likelihood import Answer, LikelihoodScorer
 from evals.memory import SEQUENCES, BatchSize
 from evals.prefixes import Window
@@ -33,11 +34,25 @@ class Answering:
         """How log-likelihoods were computed and why, a sentence for each set of requests."""
         return tuple(dict.fromkeys(scorer.way for _, scorer in self._scorers.values()))
 
-    def respond(self, kind: str, asked: Sequence[Asked]) -> Sequence[Any]:
-        """The model's responses as lm-eval's tasks expect them, in the requests' order."""
+    @property
+    def left_out(self) -> int:
+        """Layers that the last candidates of each set of requests did not have to run, at most."""
+        return max((scorer.left_out for _, scorer in self._scorers.values()), default=0)
+
+    def respond(
+        self, kind: str, asked: Sequence[Asked], layers: Keys | None = None
+    ) -> Sequence[Any]:
+        """The model's responses as lm-eval's tasks expect them, in the requests' order.
+
+        Args:
+            kind: lm-eval's type of request.
+            asked: The requests.
+            layers: What stands for the weights before the layers and in each layer, if known;
+                layers that are as they were are not run again for log-likelihoods.
+        """
         if not kind.startswith("loglikelihood"):
             return self._generate(kind, [request for request, _ in asked])
-        answers = iter(self._scorer(asked).score())
+        answers = iter(self._scorer(asked).score(layers))
         grouped = [[next(answers) for _ in windows] for _, windows in asked]
         if kind == "loglikelihood_rolling":
             return [sum(likelihood for likelihood, _ in answer) for answer in grouped]

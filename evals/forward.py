@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from evals.activations import Activations
 from evals.batches import Batch, Section
 from evals.prefixes import Ids
 
@@ -47,15 +48,22 @@ def run_header(model: Any, header: torch.Tensor) -> Cache:
 
 
 @torch.inference_mode()
-def run_batch(model: Any, batch: Batch, header: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:
+def run_batch(
+    model: Any, batch: Batch, header: Cache | None, seen: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of a batch's predicted tokens, and whether each is the likeliest.
+
+    Args:
+        model: A causal language model.
+        batch: What to run.
+        header: The keys and values of what stands before it.
+        seen: How many tokens that is.
 
     Returns:
         Float32 log-probabilities in nats and booleans, both `(predictions,)`.
     """
     keywords: dict[str, Any] = {"use_cache": False}
     if batch.ends is not None:
-        seen = 0 if header is None else header.get_seq_length()
         keywords["attention_mask"] = _mask(batch.ends, seen, model.dtype)
         keywords["position_ids"] = batch.positions
     if header is not None:
@@ -65,17 +73,46 @@ def run_batch(model: Any, batch: Batch, header: Cache | None) -> tuple[torch.Ten
     return _judge(logits, batch)
 
 
-def run(model: Any, sections: Sequence[Section]) -> tuple[Ids, Any, Any]:
-    """All batches' predictions, on the host: windows' numbers, log-probabilities, likeliest."""
+def run(
+    model: Any, sections: Sequence[Section], activations: Activations | None = None
+) -> tuple[Ids, Any, Any]:
+    """All batches' predictions, on the host: windows' numbers, log-probabilities, likeliest.
+
+    Args:
+        model: A causal language model.
+        sections: What to run.
+        activations: Hidden states of these very passes under the candidates before, if kept.
+    """
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    number = 0  # of the section's first pass
     for section in sections:
-        header = None if section.header is None else run_header(model, section.header)
-        found += [run_batch(model, batch, header) for batch in section.batches]
+        found += _run_section(model, section, activations, number)
+        number += len(section.batches) + 1
     numbers = np.concatenate([b.numbers for section in sections for b in section.batches])
     # One copy to the host for all of them: a copy waits until the device has caught up.
     chances = torch.cat([chance for chance, _ in found]).cpu().double().numpy()
     greedy = torch.cat([likeliest for _, likeliest in found]).cpu().numpy()
     return numbers, chances, greedy
+
+
+def _run_section(
+    model: Any, section: Section, kept: Activations | None, number: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def layers(at: int, skip: bool = True) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if kept is None else kept.layers(at, skip)
+
+    header, seen = None, 0
+    passes = range(number, number + len(section.batches) + 1)
+    if section.header is not None:
+        seen = section.header.shape[1]
+        # Batches that start at the bottom need the header's keys and values from there on.
+        with layers(number, kept is not None and kept.complete(passes)):
+            header = run_header(model, section.header)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for at, batch in zip(passes[1:], section.batches, strict=True):
+        with layers(at):
+            found.append(run_batch(model, batch, header, seen))
+    return found
 
 
 def _mask(ends: torch.Tensor, header: int, dtype: torch.dtype) -> torch.Tensor:

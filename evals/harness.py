@@ -22,6 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from evals.activations import Keys, used_after
 from evals.answering import Answering, Asked
 from evals.errors import EvaluationError
 from evals.items import Counts, Role, Split, content_hash, split
@@ -217,6 +218,9 @@ class Harness:
         self.settings = settings
         self.lm = _language_model(resident, settings)
         self.answering = Answering(self.lm, settings.batch_size)
+        after = {id(tensor) for tensor in used_after(self.lm.model)}
+        # Names of the tensors that only work on what the last layer gives.
+        self.after = {name for name, slot in resident.slots.items() if id(slot) in after}
         self.benchmarks = tuple(_build_benchmark(self, task, roles, seed) for task in tasks)
 
     def prompt(self) -> list[int]:
@@ -225,14 +229,19 @@ class Harness:
         return self.lm.tok_encode(first.args[0])[:32] or [self.lm.prefix_token_id]
 
     @torch.inference_mode()
-    def score(self, role: Role) -> Scorecard:
+    def score(self, role: Role, layers: Keys | None = None) -> Scorecard:
         """Score the model as it is now on the items of one role.
 
         A benchmark that gives no finite number is a missing score with its reason.
+
+        Args:
+            role: Which items.
+            layers: What stands for the weights before the layers and in each layer; equal layers
+                at the bottom of two candidates are run once.
         """
         start = time.perf_counter()
         chosen = {benchmark.name: benchmark.items[role] for benchmark in self.benchmarks}
-        _answer(self.answering, [item for items in chosen.values() for item in items])
+        _answer(self.answering, [item for items in chosen.values() for item in items], layers)
         results = {name: _results(items) for name, items in chosen.items()}
         scores = tuple(_score(b, b.items[role], results[b.name]) for b in self.benchmarks)
         return Scorecard(scores, results, time.perf_counter() - start)
@@ -434,7 +443,7 @@ def _pair(lm: Any, context: str, continuation: str) -> Window:
     return [lm.prefix_token_id], ids
 
 
-def _answer(answering: Answering, items: Iterable[Item]) -> None:
+def _answer(answering: Answering, items: Iterable[Item], layers: Keys | None) -> None:
     """Run every request, each kind in one go, and put the responses into it."""
     kinds: dict[str, list[Asked]] = {}
     for item in items:
@@ -443,7 +452,8 @@ def _answer(answering: Answering, items: Iterable[Item]) -> None:
             copies = [(request, windows)] * (request.repeats or 1)
             kinds.setdefault(request.request_type, []).extend(copies)
     for kind, asked in kinds.items():
-        for (request, _), response in zip(asked, answering.respond(kind, asked), strict=True):
+        responses = answering.respond(kind, asked, layers)
+        for (request, _), response in zip(asked, responses, strict=True):
             request.resps.append(response)
 
 

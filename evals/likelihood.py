@@ -7,11 +7,13 @@ that, or the two ways don't agree on a few requests, lm-eval's own way is taken.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from evals.activations import Activations, Keys
 from evals.batches import Section, lay_out
 from evals.families import refusal
 from evals.forward import run
@@ -43,35 +45,71 @@ class LikelihoodScorer:
         self._lm, self._windows, self._size = lm, windows, size
         self._groups = find_groups(windows, lm.max_length)
         self._longest = min(max((len(c) + len(a) for c, a in windows), default=1), lm.max_length)
+        self._activations = Activations(lm.model)
+        self._resumes: bool | None = None  # whether starting above the bottom was seen to be exact
         self._laid: tuple[int, tuple[Section, ...]] | None = None
         reason = refusal(lm, self._longest)
         self._shares: bool | None = None if reason is None else False
         if reason is not None:
             self.way = f"one request at a time, as lm-eval does: {reason}"
 
-    def score(self) -> list[Answer]:
-        """Log-likelihoods in the windows' order."""
+    def score(self, layers: Keys | None = None) -> list[Answer]:
+        """Log-likelihoods in the windows' order.
+
+        Args:
+            layers: What stands for the candidate's weights before the layers and in each layer,
+                so that layers that are as they were need not be run again; None runs all.
+        """
         if not self._windows:
             return []
         if self._shares is None:
             self._compare()
-        return self._shared() if self._shares else self._plain(self._windows)
+        return self._shared(layers) if self._shares else self._plain(self._windows)
 
-    def _shared(self) -> list[Answer]:
-        return self._size.attempt(lambda size: self._run(self._sections(size)))
+    @property
+    def left_out(self) -> int:
+        """Layers that the last candidate did not have to run."""
+        return self._activations.start
+
+    @property
+    def held(self) -> int:
+        """Bytes of hidden states kept for the next candidate."""
+        return self._activations.bytes
+
+    def _shared(self, layers: Keys | None) -> list[Answer]:
+        def work(size: int) -> list[Answer]:
+            sections = self._sections(size)
+            self._activations.begin(layers if self._resumes is not False else None)
+            if self._activations.start and self._resumes is None:
+                self._check_resuming(sections)
+            return gather(len(self._windows), *run(self._lm.model, sections, self._activations))
+
+        return self._size.attempt(work)
+
+    def _check_resuming(self, sections: Sequence[Section]) -> None:
+        """Run the first batches from the bottom too; a family may pass on more than one state."""
+        part = [replace(sections[0], batches=sections[0].batches[:2])]
+        with self._activations.whole():
+            _, expected, _ = run(self._lm.model, part)
+        try:
+            _, found, _ = run(self._lm.model, part, self._activations)
+            self._resumes = bool(np.array_equal(found, expected, equal_nan=True))
+        except Exception:  # whatever a family needs of the layers that were left out
+            self._resumes = False
+        if not self._resumes:
+            self._activations.clear()
+            self._activations.begin(None)
 
     def _sections(self, size: int) -> tuple[Section, ...]:
         """The layout for a size; made anew only when memory ran out."""
         if self._laid is None or self._laid[0] != size:
+            self._activations.clear()
             self._laid = size, self._lay_out(self._groups, size)
         return self._laid[1]
 
     def _lay_out(self, groups: Sequence[Group], size: int) -> tuple[Section, ...]:
         vocabulary = self._lm.model.get_output_embeddings().weight.shape[0]
         return lay_out(groups, size * self._longest, vocabulary, self._lm.device)
-
-    def _run(self, sections: Sequence[Section]) -> list[Answer]:
-        return gather(len(self._windows), *run(self._lm.model, sections))
 
     def _plain(self, windows: Sequence[Window]) -> list[Answer]:
         return plain(self._lm, windows, self._size)

@@ -1,6 +1,7 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from evals.guards import health
@@ -8,6 +9,7 @@ from evals.items import Role
 from evals.scorecard import Scorecard
 from merge_core.apply import apply
 from merge_core.errors import MergeError
+from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from search.bench import Bench
 
@@ -35,14 +37,37 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
     start = time.perf_counter()
     merged = start
     try:
-        apply(bench.study.plan(recipe), bench.workbench)
+        plan = bench.study.plan(recipe)
+        apply(plan, bench.workbench)
         merged = time.perf_counter()
         harness = bench.harness
         if reason := health(harness.lm.model, bench.workbench.slots, harness.prompt()):
             return Outcome(None, reason, merged - start)
-        card = harness.score(role)
+        card = harness.score(role, layer_keys(plan, bench))
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
     return Outcome(card if card.failure is None else None, card.failure, merged - start)
+
+
+def layer_keys(plan: MergePlan, bench: Bench) -> tuple[Hashable, ...] | None:
+    """What stands for the live weights, layer by layer: the steps that made them.
+
+    Equal steps write equal tensors, so equal keys mean equal weights.
+
+    Returns:
+        One for what comes before the layers (embeddings), then one per layer; None for a model of
+        several stacks.
+    """
+    layout = bench.study.checkpoints[plan.donor].layout
+    if len(layout.stacks) != 1:
+        return None
+    keys: list[list[Hashable]] = [[] for _ in range(plan.depth + 1)]
+    for step in plan.steps:
+        if step.out in bench.workbench.slots and step.out not in bench.harness.after:
+            layer = layout.layer(step.out)
+            # A slot of unknown content is like no other.
+            made = bench.workbench.done.get(step.out) or object()
+            keys[0 if layer is None else layer + 1].append(made)
+    return tuple(tuple(made) for made in keys)
