@@ -6,6 +6,8 @@ Both score the same live model, whose weights change between rounds; the sides t
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import platform
 import tempfile
 import time
@@ -26,6 +28,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig  # noqa: E402
 
+from evals.activations import Keys, find_layers  # noqa: E402
 from evals.harness import Harness, Settings, TaskRequest, open_tasks  # noqa: E402
 from evals.items import Counts, Role  # noqa: E402
 from evals.resident import Resident  # noqa: E402
@@ -68,6 +71,32 @@ def main() -> None:
         for case in CASES:
             if not options.cases or case.name in options.cases:
                 print(_row(case, tasks, Resident(model, tokenizer, {}), options), flush=True)
+        print(_upper_third(tasks, Resident(model, tokenizer, {}), options))
+
+
+def _upper_third(tasks: Path, resident: Resident, options: argparse.Namespace) -> str:
+    """Candidates that differ in the upper third of the layers only: with and without knowing it."""
+    case = next(case for case in CASES if case.name == options.upper)
+    harness = _harness(case, tasks, resident, options.batch)
+    layers = find_layers(resident.model)
+    start = 2 * len(layers) // 3
+    keys = [0] * (len(layers) + 1)
+    known, unknown, equal = Side(), Side(), True
+    for number in range(3 + options.rounds):
+        for at in range(start, len(layers)):
+            _change(layers[at], number)
+            keys[at + 1] = number
+        if number < 3:  # the first two find out what stays, the third checks that it is exact
+            harness.score(Role.SEARCH, tuple(keys))
+            continue
+        _measure(known, lambda: _ours(harness, tuple(keys)))
+        _measure(unknown, lambda: _ours(harness))
+        equal = equal and known.values == unknown.values
+    return (
+        f"\nOnly layers {start} to {len(layers) - 1} of {len(layers)} vary ({case.what}): "
+        f"{unknown.seconds:.3f} s for all layers, {known.seconds:.3f} s for those "
+        f"({unknown.seconds / known.seconds:.2f}x); scores {'equal' if equal else 'DIFFER'}"
+    )
 
 
 def _row(case: Case, tasks: Path, resident: Resident, options: argparse.Namespace) -> str:
@@ -113,9 +142,9 @@ def _harness(case: Case, tasks: Path, resident: Resident, batch: int) -> Harness
     return Harness(resident, opened, (Role.SEARCH,), Settings(batch), 0)
 
 
-def _ours(harness: Harness) -> dict[str, list[Any]]:
+def _ours(harness: Harness, keys: Keys | None = None) -> dict[str, list[Any]]:
     """Responses by question."""
-    harness.score(Role.SEARCH)
+    harness.score(Role.SEARCH, keys)
     items = harness.benchmarks[0].items[Role.SEARCH]
     return {item.document["question"]: [r.resps[0] for r in item.requests] for item in items}
 
@@ -152,7 +181,9 @@ def _measure(side: Side, work: Callable[[], Any]) -> None:
 
 
 def _reset_peak() -> int:
-    """Have Linux forget the peak so far; returns bytes in use."""
+    """Give free memory back and have Linux forget the peak so far; returns bytes in use."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -194,8 +225,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
+    names = [case.name for case in CASES]
+    parser.add_argument("--upper", choices=names, default="phrases_header")
     parser.add_argument("--ours", action="store_true", help="without lm-eval's side")
-    parser.add_argument("--cases", nargs="*", choices=[case.name for case in CASES])
+    parser.add_argument("--cases", nargs="*", choices=names)
     return parser.parse_args()
 
 

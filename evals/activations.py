@@ -15,7 +15,7 @@ import torch
 Keys = Sequence[Hashable]
 """What stands for the weights before the layers, then for each layer's, `(1 + layers,)`."""
 
-LIMIT = 512 << 20  # bytes of hidden states, all depths together
+LIMIT = 256 << 20  # bytes of hidden states, all depths together; for each kind of request
 
 
 @dataclass(slots=True)

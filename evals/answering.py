@@ -7,12 +7,16 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from evals.activations import Keys
-from evals.likelihood import Answer, LikelihoodScorer
+from evals.likelihood import LikelihoodScorer
 from evals.memory import SEQUENCES, BatchSize
 from evals.prefixes import Window
 
 Asked = tuple[Instance, tuple[Window, ...]]
 """A request with its token windows; none for a generation."""
+
+
+_Key = tuple[str, tuple[int, ...]]
+"""A kind of request and the identities of the requests."""
 
 
 class Answering:
@@ -27,7 +31,7 @@ class Answering:
         self._lm = lm
         automatic = batch_size == "auto"
         self._size = BatchSize(SEQUENCES if automatic else int(batch_size), automatic)
-        self._scorers: dict[tuple[int, ...], tuple[Sequence[Asked], LikelihoodScorer]] = {}
+        self._scorers: dict[_Key, tuple[Sequence[Asked], LikelihoodScorer]] = {}
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -52,24 +56,27 @@ class Answering:
         """
         if not kind.startswith("loglikelihood"):
             return self._generate(kind, [request for request, _ in asked])
-        answers = iter(self._scorer(asked).score(layers))
+        answers = iter(self._scorer(kind, asked).score(layers))
         grouped = [[next(answers) for _ in windows] for _, windows in asked]
         if kind == "loglikelihood_rolling":
             return [sum(likelihood for likelihood, _ in answer) for answer in grouped]
         return [answer for (answer,) in grouped]
 
-    def _generate(self, kind: str, requests: list[Instance]) -> list[Answer]:
+    def _generate(self, kind: str, requests: list[Instance]) -> list[Any]:
         def work(sequences: int) -> list[Any]:
             self._lm.batch_size_per_gpu = sequences
             return getattr(self._lm, kind)(requests, disable_tqdm=True)
 
         return self._size.attempt(work)
 
-    def _scorer(self, asked: Sequence[Asked]) -> LikelihoodScorer:
+    def _scorer(self, kind: str, asked: Sequence[Asked]) -> LikelihoodScorer:
         """The plan for these requests, made the first time that they are asked."""
-        key = tuple(id(request) for request, _ in asked)
+        key = kind, tuple(id(request) for request, _ in asked)
         if key not in self._scorers:
             windows = [window for _, parts in asked for window in parts]
             # The requests are kept too, so that no other ever gets the same id.
             self._scorers[key] = asked, LikelihoodScorer(self._lm, windows, self._size)
+        for other, (_, scorer) in self._scorers.items():
+            if other != key and other[0] == kind:  # another role's items, whose turn is over
+                scorer.forget()
         return self._scorers[key][1]

@@ -15,7 +15,7 @@ from evals.prefixes import Group, Ids, Unit
 
 # Rows after a header are filled up to this many tokens: few enough that attention to each other's
 # (masked) tokens stays small beside the header, enough for the matrix products.
-_ROW = 128
+_ROW = 256
 # Logits of one pass, in bytes. On a CPU small enough to come from the heap: what is larger is
 # mapped anew each time, and its first touch costs more than the arithmetic on it.
 _LOGITS = {"cpu": 24 << 20, "cuda": 512 << 20}

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -218,10 +219,14 @@ class Harness:
         self.settings = settings
         self.lm = _language_model(resident, settings)
         self.answering = Answering(self.lm, settings.batch_size)
-        after = {id(tensor) for tensor in used_after(self.lm.model)}
-        # Names of the tensors that only work on what the last layer gives.
-        self.after = {name for name, slot in resident.slots.items() if id(slot) in after}
+        self._slots = resident.slots
         self.benchmarks = tuple(_build_benchmark(self, task, roles, seed) for task in tasks)
+
+    @cached_property
+    def after(self) -> frozenset[str]:
+        """Names of the tensors that only work on what the last layer gives."""
+        late = {id(tensor) for tensor in used_after(self.lm.model)}
+        return frozenset(name for name, slot in self._slots.items() if id(slot) in late)
 
     def prompt(self) -> list[int]:
         """Token ids of a real prompt, at most 32: for a look at a candidate's health."""

@@ -76,6 +76,10 @@ class LikelihoodScorer:
         """Bytes of hidden states kept for the next candidate."""
         return self._activations.bytes
 
+    def forget(self) -> None:
+        """Give back the memory of kept hidden states."""
+        self._activations.clear()
+
     def _shared(self, layers: Keys | None) -> list[Answer]:
         def work(size: int) -> list[Answer]:
             sections = self._sections(size)

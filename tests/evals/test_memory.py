@@ -3,8 +3,15 @@
 import pytest
 import torch
 
+import evals.memory
 from evals.errors import EvaluationError
 from evals.memory import BatchSize
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch):
+    """Collecting garbage takes a second in a process as large as the suite's."""
+    monkeypatch.setattr(evals.memory, "_release", lambda: None)
 
 
 def needing(most: int, error: Exception):
