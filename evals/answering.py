@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from evals.activations import Keys
-from evals.likelihood import LikelihoodScorer
+from evals.likelihood import Gate, LikelihoodScorer
 from evals.memory import SEQUENCES, BatchSize
 from evals.prefixes import Window
 
@@ -31,6 +31,7 @@ class Answering:
         self._lm = lm
         automatic = batch_size == "auto"
         self._size = BatchSize(SEQUENCES if automatic else int(batch_size), automatic)
+        self._gates: dict[str, Gate] = {}
         self._scorers: dict[_Key, tuple[Sequence[Asked], LikelihoodScorer]] = {}
 
     @property
@@ -75,7 +76,12 @@ class Answering:
         if key not in self._scorers:
             windows = [window for _, parts in asked for window in parts]
             # The requests are kept too, so that no other ever gets the same id.
-            self._scorers[key] = asked, LikelihoodScorer(self._lm, windows, self._size)
+            self._scorers[key] = (
+                asked,
+                LikelihoodScorer(
+                    self._lm, windows, self._size, self._gates.setdefault(kind, Gate())
+                ),
+            )
         for other, (_, scorer) in self._scorers.items():
             if other != key and other[0] == kind:  # another role's items, whose turn is over
                 scorer.forget()

@@ -7,7 +7,7 @@ that, or the two ways don't agree on a few requests, lm-eval's own way is taken.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,23 @@ _SAMPLED = 8  # requests that are scored both ways
 _TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.float16: (0.1, 0.02), torch.bfloat16: (0.5, 0.05)}
 
 
+@dataclass(slots=True)
+class Gate:
+    """Whether contexts may be shared; requests of one kind share what was found out.
+
+    Attributes:
+        shares: None until the two ways have been compared.
+        way: A sentence that says how requests are scored and why.
+    """
+
+    shares: bool | None = None
+    way: str = "not scored yet"
+
+    def close(self, reason: str) -> None:
+        """Have requests scored the plain way."""
+        self.shares, self.way = False, f"one request at a time, as lm-eval does: {reason}"
+
+
 class LikelihoodScorer:
     """Scores fixed requests under whatever weights the model holds.
 
@@ -35,23 +52,27 @@ class LikelihoodScorer:
         lm: lm-eval's model.
         windows: The requests' token ids.
         size: Sequences per forward pass.
-
-    Attributes:
-        way: A sentence that says how requests are scored and why; known after the first score.
+        gate: What is known of the model's family already.
     """
 
-    def __init__(self, lm: Any, windows: Sequence[Window], size: BatchSize) -> None:
-        self.way = "not scored yet"
+    def __init__(
+        self, lm: Any, windows: Sequence[Window], size: BatchSize, gate: Gate | None = None
+    ) -> None:
+        self._gate = gate or Gate()
         self._lm, self._windows, self._size = lm, windows, size
         self._groups = find_groups(windows, lm.max_length)
         self._longest = min(max((len(c) + len(a) for c, a in windows), default=1), lm.max_length)
         self._activations = Activations(lm.model)
         self._resumes: bool | None = None  # whether starting above the bottom was seen to be exact
         self._laid: tuple[int, tuple[Section, ...]] | None = None
-        reason = refusal(lm, self._longest)
-        self._shares: bool | None = None if reason is None else False
-        if reason is not None:
-            self.way = f"one request at a time, as lm-eval does: {reason}"
+        if (reason := refusal(lm, self._longest)) is not None:
+            self._gate = Gate()  # its own: a window may be too short for these requests only
+            self._gate.close(reason)
+
+    @property
+    def way(self) -> str:
+        """How requests are scored and why; known after the first score."""
+        return self._gate.way
 
     def score(self, layers: Keys | None = None) -> list[Answer]:
         """Log-likelihoods in the windows' order.
@@ -62,9 +83,9 @@ class LikelihoodScorer:
         """
         if not self._windows:
             return []
-        if self._shares is None:
+        if self._gate.shares is None:
             self._compare()
-        return self._shared(layers) if self._shares else self._plain(self._windows)
+        return self._shared(layers) if self._gate.shares else self._plain(self._windows)
 
     @property
     def left_out(self) -> int:
@@ -128,11 +149,13 @@ class LikelihoodScorer:
         try:
             ours = self._trial(asked)
         except Exception as error:  # whatever a family does with a mask that it doesn't expect
-            self._shares, reason = False, f"sharing fails with {type(error).__name__}: {error}"
+            self._gate.close(f"sharing fails with {type(error).__name__}: {error}")
+            return
+        agree, reason = _agree(ours, theirs, self._lm.model.dtype)
+        if agree:
+            self._gate.shares, self._gate.way = True, f"contexts shared: {reason}"
         else:
-            self._shares, reason = _agree(ours, theirs, self._lm.model.dtype)
-        used = "contexts shared" if self._shares else "one request at a time, as lm-eval does"
-        self.way = f"{used}: {reason}"
+            self._gate.close(reason)
 
     def _trial(self, windows: Sequence[Window]) -> list[Answer]:
         groups = find_groups(windows, self._lm.max_length)

@@ -39,9 +39,9 @@ def test_a_plan_is_made_once_for_each_role(
     made: list[int] = []
     real = evals.answering.LikelihoodScorer
 
-    def counted(lm, windows, size):
+    def counted(lm, windows, *more):
         made.append(len(windows))
-        return real(lm, windows, size)
+        return real(lm, windows, *more)
 
     monkeypatch.setattr(evals.answering, "LikelihoodScorer", counted)
     harness = harness_of(open_local("tiny_choice"), (Role.SEARCH, Role.SELECT))

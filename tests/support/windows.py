@@ -26,11 +26,8 @@ def sharpen(model: PreTrainedModel) -> PreTrainedModel:
 
 def hflm(model: PreTrainedModel, **options: object) -> HFLM:
     """lm-eval's model around it."""
-    return HFLM(
-        pretrained=model,
-        tokenizer=tokenizer(),
-        **({"batch_size": 8, "softmax_dtype": "float32"} | options),
-    )
+    usual = {"tokenizer": tokenizer(), "batch_size": 8, "softmax_dtype": "float32"}
+    return HFLM(pretrained=model, **(usual | options))
 
 
 def draw(seed: int = 0) -> dict[str, list[Window]]:
