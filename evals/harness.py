@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -18,9 +19,12 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from evals.activations import Keys, used_after
+from evals.answering import Answering, Asked
 from evals.errors import EvaluationError
 from evals.guards import disagreement
 from evals.items import Role
+from evals.prefixes import Window
 from evals.prompts import Requests, build_requests
 from evals.resident import Resident
 from evals.scorecard import Score, Scorecard, Value, mean_score
@@ -28,9 +32,6 @@ from evals.settings import Settings
 from evals.signals import choose_signal, signal_of
 from evals.symptoms import symptoms
 from evals.tasks import OpenTask
-
-Window = tuple[list[int], list[int]]
-"""Token ids of a context and of the continuation whose log-likelihood is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,15 @@ class Harness:
         if reason := disagreement(resident.model, resident.tokenizer):
             raise EvaluationError(reason)
         self.lm = _language_model(resident, settings)
+        self.answering = Answering(self.lm, settings.batch_size)
+        self._slots = resident.slots
         self.benchmarks = tuple(_build_benchmark(self, task, roles) for task in tasks)
+
+    @cached_property
+    def after(self) -> frozenset[str]:
+        """Names of the tensors that only work on what the last layer gives."""
+        late = {id(tensor) for tensor in used_after(self.lm.model)}
+        return frozenset(name for name, slot in self._slots.items() if id(slot) in late)
 
     def prompt(self) -> list[int]:
         """Token ids of a real prompt, at most 32: for a look at a candidate's health."""
@@ -154,10 +163,15 @@ class Harness:
         return self.lm.tok_encode(first.args[0])[:32] or [self.lm.prefix_token_id]
 
     @torch.inference_mode()
-    def score(self, role: Role) -> Scorecard:
+    def score(self, role: Role, layers: Keys | None = None) -> Scorecard:
         """Score the model as it is now on the items of one role.
 
         A benchmark that gives no finite number is a missing score with its reason.
+
+        Args:
+            role: Which items.
+            layers: What stands for the weights before the layers and in each layer; equal layers
+                at the bottom of two candidates are run once.
 
         Raises:
             EvaluationError: If the harness was built without that role's items.
@@ -167,7 +181,7 @@ class Harness:
         start = time.perf_counter()
         torch.manual_seed(self.settings.torch_seed)  # sampled generations: common random numbers
         chosen = {benchmark.name: benchmark.items[role] for benchmark in self.benchmarks}
-        _answer(self.lm, [item for items in chosen.values() for item in items])
+        _answer(self.answering, [item for items in chosen.values() for item in items], layers)
         results = {b.name: _results(b, chosen[b.name]) for b in self.benchmarks}
         scores = tuple(_score(b, role, results[b.name]) for b in self.benchmarks)
         found = {name: symptoms(self.lm, items) for name, items in chosen.items()}
@@ -180,7 +194,7 @@ def _language_model(resident: Resident, settings: Settings) -> Any:
     return model(
         pretrained=resident.model,
         tokenizer=resident.tokenizer,
-        batch_size=settings.batch_size,
+        batch_size=1,  # answering sets it
         max_length=settings.max_length,
         softmax_dtype="float32",  # bf16 log-softmax is off by up to 0.5 nat and makes exact ties
         **settings.model_arguments,
@@ -272,29 +286,18 @@ def _pair(lm: Any, context: str, continuation: str) -> Window:
     return [lm.prefix_token_id], ids
 
 
-def _answer(lm: Any, items: Iterable[Item]) -> None:
+def _answer(answering: Answering, items: Iterable[Item], layers: Keys | None) -> None:
     """Run every request, each kind in one go, and put the responses into it."""
-    kinds: dict[str, list[tuple[Instance, tuple[Window, ...]]]] = {}
+    kinds: dict[str, list[Asked]] = {}
     for item in items:
         for request, windows in zip(item.requests, item.windows, strict=True):
             request.resps, request.filtered_resps = [], {}
             copies = [(request, windows)] * (request.repeats or 1)
             kinds.setdefault(request.request_type, []).extend(copies)
-    for kind, pairs in kinds.items():
-        for (request, _), response in zip(pairs, _respond(lm, kind, pairs), strict=True):
+    for kind, asked in kinds.items():
+        responses = answering.respond(kind, asked, layers)
+        for (request, _), response in zip(asked, responses, strict=True):
             request.resps.append(response)
-
-
-def _respond(lm: Any, kind: str, pairs: list[tuple[Instance, tuple[Window, ...]]]) -> Sequence[Any]:
-    if not kind.startswith("loglikelihood"):
-        return getattr(lm, kind)([request for request, _ in pairs], disable_tqdm=True)
-    # HFLM wants the text beside the ids, as the key of a cache that is never on here.
-    flat = [(request.args, *window) for request, windows in pairs for window in windows]
-    answers = iter(lm._loglikelihood_tokens(flat, disable_tqdm=True))
-    grouped = [[next(answers) for _ in windows] for _, windows in pairs]
-    if kind == "loglikelihood_rolling":
-        return [sum(likelihood for likelihood, _ in answer) for answer in grouped]
-    return [answer for (answer,) in grouped]
 
 
 def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Value]]:

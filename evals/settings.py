@@ -15,6 +15,7 @@ class Settings:
 
     Attributes:
         batch_size: Sequences per forward pass; one for the whole study, since it moves results.
+            `auto` begins high and is lowered for good when memory runs out.
         max_length: Longest sequence in tokens; None takes the model's.
         apply_chat_template: Wrap prompts in the tokenizer's chat template; a name chooses one of
             several.
@@ -34,7 +35,7 @@ class Settings:
         torch_seed: Of sampled generations; every candidate gets the same.
     """
 
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = 32
     max_length: int | None = None
     apply_chat_template: bool | str = False
     system_instruction: str | None = None

@@ -150,7 +150,7 @@ class EvaluationConfig(_Section):
     """How to score: lm-eval's arguments under its names; see `evals.settings.Settings`."""
 
     tasks: tuple[str, ...] = Field(default=(), strict=False)
-    batch_size: Positive = 32
+    batch_size: Positive | Literal["auto"] = 32
     max_length: Positive | None = None
     apply_chat_template: Template = False
     system_instruction: str | None = None

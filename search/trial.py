@@ -1,6 +1,7 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from evals.scorecard import Scorecard
 from evals.symptoms import failing, flags
 from merge_core.apply import apply
 from merge_core.errors import MergeError
+from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from search.bench import Bench
 
@@ -40,11 +42,12 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
     start = time.perf_counter()
     merged = start
     try:
-        apply(bench.study.plan(recipe), bench.workbench)
+        plan = bench.study.plan(recipe)
+        apply(plan, bench.workbench)
         merged = time.perf_counter()
         if reason := _unhealthy(bench):
             return Outcome(None, reason, merged - start)
-        card = bench.harness.score(role)
+        card = bench.harness.score(role, layer_keys(plan, bench))
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
@@ -67,3 +70,25 @@ def _unhealthy(bench: Bench) -> str | None:
     if reason is None:
         bench.looked.update(done)
     return reason
+
+
+def layer_keys(plan: MergePlan, bench: Bench) -> tuple[Hashable, ...] | None:
+    """What stands for the live weights, layer by layer: the steps that made them.
+
+    Equal steps write equal tensors, so equal keys mean equal weights.
+
+    Returns:
+        One for what comes before the layers (embeddings), then one per layer; None for a model of
+        several stacks.
+    """
+    layout = bench.study.checkpoints[plan.donor].layout
+    if len(layout.stacks) != 1:
+        return None
+    keys: list[list[Hashable]] = [[] for _ in range(plan.depth + 1)]
+    for step in plan.steps:
+        if step.out in bench.workbench.slots and step.out not in bench.harness.after:
+            layer = layout.layer(step.out)
+            # A slot of unknown content is like no other.
+            made = bench.workbench.done.get(step.out) or object()
+            keys[0 if layer is None else layer + 1].append(made)
+    return tuple(tuple(made) for made in keys)

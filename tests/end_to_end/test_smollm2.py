@@ -1,12 +1,15 @@
-"""SmolLM2-135M out of its package: the resident model is the one that transformers loads."""
+"""SmolLM2-135M out of its package: what transformers loads, and what lm-eval says of it."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from windows import draw, greedy, hflm
 
+from evals.likelihood import LikelihoodScorer
+from evals.memory import BatchSize
 from evals.resident import build_resident, load_tokenizer
 from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import open_checkpoint
@@ -55,3 +58,21 @@ def test_written_copy_is_the_model(smollm2, tmp_path):
     copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").state_dict()
     assert original.keys() == copy.keys()
     assert all(torch.equal(original[name], copy[name]) for name in original)
+
+
+@pytest.mark.parametrize("kind", draw())
+def test_log_likelihoods_equal_lm_evals(kind: str, smollm2: Path):
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    lm = hflm(model, tokenizer=AutoTokenizer.from_pretrained(smollm2), max_length=160)
+    words = "The river runs past the old market and the stone bridge to the sea. " * 20
+    text = lm.tok_encode(words)
+    windows = [([t % 40000 + 100 for t in c] + text[:20], a) for c, a in draw()[kind]]
+    windows += greedy(model, [text[:30], text[:50]], 1) + greedy(model, [text[:40]], 4)
+    scorer = LikelihoodScorer(lm, windows, BatchSize(8, False))
+    ours = scorer.score()
+    theirs = lm._loglikelihood_tokens([(None, *w) for w in windows], disable_tqdm=True)
+    assert scorer.way.startswith("contexts shared")
+    assert [flag for _, flag in ours] == [flag for _, flag in theirs]
+    assert any(flag for _, flag in ours)
+    for (one, _), (other, _) in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4, rel=1e-6)

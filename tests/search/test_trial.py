@@ -44,7 +44,7 @@ def test_generations_that_are_no_answers_fail_and_those_at_the_limit_are_flagged
 ):
     score = bench.harness.score
 
-    def ill(role: Role) -> Scorecard:
+    def ill(role: Role, *_: object) -> Scorecard:
         card = score(role)
         rates = {"truncated": 0.5, "empty": empty, "looping": 0.0}
         return Scorecard(card.scores, card.items, card.seconds, role, {"tiny_generate": rates})

@@ -1,0 +1,121 @@
+"""Layers that two candidates share are run once, and the scores are the very same numbers."""
+
+import pytest
+import torch
+from tiny_families import build_family
+from windows import draw, hflm, sharpen
+
+import evals.activations
+from evals.activations import find_layers, used_after
+from evals.likelihood import LikelihoodScorer
+from evals.memory import BatchSize
+
+LAYERS = 6
+FAMILIES = ["llama", "gpt2", "qwen2", "gptj", "gemma2"]
+
+
+class Search:
+    """Candidates of one model, scored with and without knowing what they share."""
+
+    def __init__(self, family: str) -> None:
+        self.model = sharpen(build_family(family, layers=LAYERS))
+        lm = hflm(self.model, max_length=100)
+        windows = [w for kind in ("options", "letters", "rolling") for w in draw(1)[kind]]
+        self.knowing = LikelihoodScorer(lm, windows, BatchSize(4, False))
+        self.unknowing = LikelihoodScorer(lm, windows, BatchSize(4, False))
+        self.keys = [0] * (LAYERS + 1)
+
+    @torch.no_grad()
+    def change(self, *layers: int) -> None:
+        for layer in layers:
+            self.keys[layer + 1] += 1
+            for parameter in find_layers(self.model)[layer].parameters():
+                parameter.mul_(1.1)
+
+    def left_out(self, *changed: int) -> int:
+        """Change some layers, score both ways, and see how many layers were not run."""
+        self.change(*changed)
+        ours = self.knowing.score(tuple(self.keys))
+        assert ours == self.unknowing.score()
+        return self.knowing.left_out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_lower_layers_are_run_once(family: str):
+    search = Search(family)
+    assert [search.left_out(4, 5) for _ in range(4)] == [0, 0, 4, 4]
+
+
+def test_a_change_further_down_runs_everything_above_it():
+    search = Search("llama")
+    assert [search.left_out(4) for _ in range(3)] == [0, 0, 4]
+    assert search.left_out(2) == 0  # nothing is kept at so low a depth yet
+    assert search.left_out(3) == 2
+    assert search.left_out(3) == 3
+    assert search.left_out(0, 5) == 0
+    assert search.left_out(5) == 0
+    assert search.left_out(5) == 5
+
+
+def test_other_embeddings_share_nothing():
+    search = Search("llama")
+    assert [search.left_out(5) for _ in range(3)] == [0, 0, 5]
+    search.keys[0] += 1
+    with torch.no_grad():
+        search.model.get_input_embeddings().weight.mul_(0.9)
+    assert search.left_out(5) == 0
+
+
+def test_the_same_candidate_again():
+    search = Search("llama")
+    assert [search.left_out() for _ in range(3)] == [0, 0, LAYERS - 1]
+
+
+def test_a_candidate_of_which_nothing_is_known_runs_everything():
+    search = Search("llama")
+    assert [search.left_out(5) for _ in range(3)] == [0, 0, 5]
+    search.change(0)
+    assert search.knowing.score() == search.unknowing.score()
+    assert search.knowing.left_out == 0
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, 60_000])
+def test_it_holds_no_more_than_it_may(limit: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evals.activations.Activations.__init__, "__defaults__", (limit,))
+    search = Search("llama")
+    for layers in ((4,), (4,), (4,), (2,), (2,), (3,), (4,)):
+        search.left_out(*layers)
+        assert search.knowing.held <= limit
+    assert limit == 0 or search.knowing.held > 0
+
+
+def test_a_family_that_passes_on_more_than_a_state_runs_everything(monkeypatch: pytest.MonkeyPatch):
+    search = Search("llama")
+    first = find_layers(search.model)[0]
+    embed, real = search.model.get_input_embeddings(), type(first).forward
+
+    def peeking(self, hidden_states: torch.Tensor, **keywords: object) -> torch.Tensor:
+        """Every layer also looks at what the first one made."""
+        made = real(self, hidden_states, **keywords)
+        if self is first:
+            embed.made = made
+        return made + 0.1 * embed.made
+
+    monkeypatch.setattr(type(first), "forward", peeking)
+    monkeypatch.setattr(embed, "made", None, raising=False)
+    assert [search.left_out(5) for _ in range(5)] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("family", "late"),
+    [
+        ("llama", {"model.norm.weight", "lm_head.weight"}),
+        ("qwen2", {"model.norm.weight"}),
+        ("gpt2", {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
+        ("bloom", {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
+    ],
+)
+def test_what_works_on_the_last_layer_only(family: str, late: set[str]):
+    model = build_family(family, tie_word_embeddings=family != "llama")
+    found = {id(parameter) for parameter in used_after(model)}
+    assert {name for name, parameter in model.named_parameters() if id(parameter) in found} == late
