@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from evals.clusters import item_clusters
 from evals.errors import EvaluationError
 from evals.harness import Harness, OpenTask, Settings, TaskRequest, open_tasks
 from evals.items import Counts, Role
+from evals.resampling import Clusters
 from evals.resident import build_resident
 from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
@@ -90,6 +92,15 @@ class CheckedStudy:
         name = str(self.dtype).removeprefix("torch.")
         return replace(recipe, dtype=recipe.dtype or "float32", out_dtype=recipe.out_dtype or name)
 
+    def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
+        """For each benchmark the cluster of each of a role's items; None if all are independent.
+
+        Raises:
+            EvaluationError: If the items lack the field that the study names.
+        """
+        pairs = zip(self.config.objectives, self.tasks, strict=True)
+        return tuple(_clusters(objective, task, role) for objective, task in pairs)
+
 
 @dataclass(slots=True)
 class Bench:
@@ -122,6 +133,8 @@ def check_study(path: Path) -> CheckedStudy:
     space = build_space(config.recipe, config.models, mistakes)
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
+    if not mistakes:
+        _check_clusters(config, tasks, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
@@ -170,7 +183,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "space": study.space.describe(),
         "recipe": _plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
-        "objectives": [objective.model_dump() for objective in config.objectives],
+        "objectives": [o.model_dump(exclude={"cluster"}) for o in config.objectives],
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
@@ -233,6 +246,19 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
         [path for path in include if path.is_dir()],
         lambda at, text: mistakes.append(f"objectives[{at}]: {text}"),
     )
+
+
+def _check_clusters(config: StudyConfig, tasks: Sequence[OpenTask], mistakes: list[str]) -> None:
+    for i, (objective, task) in enumerate(zip(config.objectives, tasks, strict=True)):
+        try:
+            _clusters(objective, task, Role.SEARCH)
+        except EvaluationError as error:
+            mistakes.append(f"objectives[{i}].cluster: {error}")
+
+
+def _clusters(objective: ObjectiveConfig, task: OpenTask, role: Role) -> Clusters | None:
+    documents = [task.documents[place][1] for place in task.split.roles[role]]
+    return item_clusters(task.name, documents, objective.cluster)
 
 
 def _request(objective: ObjectiveConfig, folder: Path) -> TaskRequest:

@@ -39,6 +39,7 @@ class ObjectiveConfig(_Section):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     direction: Literal["maximize", "minimize"] | None = None
+    cluster: Name | None = None
 
 
 class ItemsConfig(_Section):
@@ -69,6 +70,12 @@ class EvaluationConfig(_Section):
     system_instruction: str | None = None
 
 
+class CompareConfig(_Section):
+    """What a claim is about."""
+
+    margin: Annotated[float, Field(ge=0)] = 0.01
+
+
 class StudyConfig(_Section):
     """A whole study file. Paths are relative to the file's folder."""
 
@@ -79,6 +86,7 @@ class StudyConfig(_Section):
     items: ItemsConfig = ItemsConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compare: CompareConfig = CompareConfig()
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     storage: str | None = None
@@ -167,6 +175,7 @@ def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
         "items": ItemsConfig,
         "search": SearchConfig,
         "evaluation": EvaluationConfig,
+        "compare": CompareConfig,
     }
     section = sections.get(str(parents[0]), StudyConfig) if parents else StudyConfig
     return tuple(section.model_fields)

@@ -1,13 +1,16 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from evals.guards import health
+from evals.harness import Harness
 from evals.items import Role
 from evals.scorecard import Scorecard
-from merge_core.apply import apply
+from merge_core.apply import Workbench, apply
 from merge_core.errors import MergeError
+from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from search.bench import Bench
 
@@ -32,13 +35,19 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
 
     Whatever goes wrong with this one candidate becomes its reason; the study goes on.
     """
+    return attempt(lambda: bench.study.plan(recipe), bench.workbench, bench.harness, role)
+
+
+def attempt(
+    plan: Callable[[], MergePlan], workbench: Workbench, harness: Harness, role: Role
+) -> Outcome:
+    """Make the live model be what a plan describes, and score it."""
     start = time.perf_counter()
     merged = start
     try:
-        apply(bench.study.plan(recipe), bench.workbench)
+        apply(plan(), workbench)
         merged = time.perf_counter()
-        harness = bench.harness
-        if reason := health(harness.lm.model, bench.workbench.slots, harness.prompt()):
+        if reason := health(harness.lm.model, workbench.slots, harness.prompt()):
             return Outcome(None, reason, merged - start)
         card = harness.score(role)
     except MergeError as error:
