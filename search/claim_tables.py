@@ -5,6 +5,7 @@ from itertools import zip_longest
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evals.compare import BETTER, EQUIVALENT, TOO_FEW, WORSE, Comparison, Verdicts, in_points
@@ -30,7 +31,7 @@ def print_claim(console: Console, claim: Claim, flips: Sequence[Flip], examples:
     title = f"Holdout: {items:,} items that no search has seen"
     print_scores(console, title, claim.cards, claim.values)
     print_verdicts(console, claim.cards, claim.verdicts)
-    _say(console, conclusion(claim.verdicts, WINNER))
+    _say(console, conclusion(claim.verdicts, WINNER, "The winner"))
     chance = _chance_text(claim.verdicts.chances[WINNER])
     _say(console, f"The probability that it is better than the best parent is {chance}.")
     unit = _Unit(in_points(claim.cards.values()))
@@ -52,7 +53,7 @@ def print_scores(
     for name, card in cards.items():
         style = "bold" if name == WINNER else None
         cells = (f"{score.value:.3f}" for score in card.scores)
-        table.add_row(name, *cells, f"{values[name]:.4f}", style=style)
+        table.add_row(escape(name), *cells, f"{values[name]:.4f}", style=style)
     console.print(table)
 
 
@@ -73,7 +74,7 @@ def print_verdicts(console: Console, cards: Mapping[str, Scorecard], verdicts: V
         counts = (f"{c.gain.fixed:,}", f"{c.gain.broken:,}")
         row = (unit.signed(c.gain.value), interval, _p_text(c.p), *counts)
         names = (c.reference,) if alone else (c.candidate, c.reference)
-        table.add_row(*names, *row, _coloured(c, verdict_text(c)))
+        table.add_row(*map(escape, names), *row, _coloured(c, verdict_text(c)))
     console.print(table)
     if verdicts.tasks:
         _print_tasks(console, cards, verdicts)
@@ -93,17 +94,17 @@ def print_flips(
     for word, found in (("fixed", fixed), ("broken", broken)):
         for flip in _in_turn(found)[:examples]:
             colour = _COLOURS[BETTER if word == "fixed" else WORSE]
-            table.add_row(f"  [{colour}]{word}[/]", flip.task, _plain(flip.text))
+            table.add_row(f"  [{colour}]{word}[/]", escape(flip.task), escape(flip.text))
     console.print(table)
 
 
-def conclusion(verdicts: Verdicts, candidate: str, chance: float | None = None) -> str:
+def conclusion(verdicts: Verdicts, candidate: str, name: str) -> str:
     """What may be said of one candidate, in one sentence.
 
     Args:
         verdicts: All of them.
-        candidate: Its name.
-        chance: The probability that it is better than all its references, if that is to be said.
+        candidate: Its name in them.
+        name: What the sentence calls it.
     """
     phrases = {
         BETTER: "is better than",
@@ -116,12 +117,17 @@ def conclusion(verdicts: Verdicts, candidate: str, chance: float | None = None) 
         ours = (c for c in verdicts.overall if c.candidate == candidate)
         found = [c for c in ours if c.verdict == verdict]
         if found:
-            names = (f"{c.reference}{_needed(c, ' (', ')')}" for c in found)
+            names = (f"{c.reference}{_needed(c, ' (', ' items')}" for c in found)
             parts.append(f"{phrase} {_listed(names)}")
-    name = "The winner" if candidate == WINNER else candidate
-    if chance is not None:
-        parts.append(f"is the best of them with probability {_chance_text(chance)}")
     return f"{name} {'; it '.join(parts)}."
+
+
+def chance_sentence(verdicts: Verdicts, candidate: str) -> str:
+    """How sure it is that a candidate is better than every one of its references."""
+    references = [c.reference for c in verdicts.overall if c.candidate == candidate]
+    others = references[0] if len(references) == 1 else "all of them"
+    chance = _chance_text(verdicts.chances[candidate])
+    return f"The probability that it is better than {others} is {chance}."
 
 
 def verdict_text(c: Comparison) -> str:
@@ -156,7 +162,7 @@ def _print_tasks(console: Console, cards: Mapping[str, Scorecard], verdicts: Ver
     table.add_column("task")
     for ours, theirs in pairs:
         head = f"{ours}\n{theirs}" if several else theirs.replace(" ", "\n")
-        table.add_column(head, justify="right", vertical="bottom")
+        table.add_column(escape(head), justify="right", vertical="bottom")
     for task in dict.fromkeys(c.task for c in verdicts.tasks):
         assert task is not None
         unit = _Unit(in_points(cards.values(), task))
@@ -196,10 +202,11 @@ def _path_lines(trial: int, path: Path, unit: _Unit) -> Iterable[str]:
         yield line + "no luck of having been chosen shows."
 
 
-def _needed(c: Comparison, before: str, after: str) -> str:
+def _needed(c: Comparison, before: str, noun: str) -> str:
     if c.needed is None:
         return ""
-    return f"{before}about {_rounded(c.needed):,} would do{after}"
+    end = ")" if "(" in before else ""
+    return f"{before}about {_rounded(c.needed):,}{noun} would do{end}"
 
 
 def _rounded(count: int) -> int:
@@ -233,15 +240,11 @@ def _listed(names: Iterable[str]) -> str:
 
 def _stacked(name: str) -> str:
     """A long name on several lines, as rich would break it anywhere."""
-    return name.replace("_", "_\n") if len(name) > _LONG_NAME else name
+    return escape(name.replace("_", "_\n") if len(name) > _LONG_NAME else name)
 
 
 def _coloured(c: Comparison, text: str) -> str:
     return f"[{_COLOURS[c.verdict]}]{text}[/]"
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _table(title: str) -> Table:

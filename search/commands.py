@@ -15,6 +15,7 @@ from evals.objective import objective
 from evals.scorecard import Scorecard
 from search.bench import CheckedStudy, build_bench, check_study, find_device
 from search.claim_tables import (
+    chance_sentence,
     conclusion,
     print_claim,
     print_flips,
@@ -133,8 +134,9 @@ def compare_models(
     items = sum(score.n for score in next(iter(cards.values())).scores)
     print_scores(console, f"{items:,} items", cards, values)
     print_verdicts(console, cards, verdicts)
-    for candidate, chance in verdicts.chances.items():
-        console.print(conclusion(verdicts, candidate, chance), highlight=False, markup=False)
+    for candidate in verdicts.chances:
+        told = conclusion(verdicts, candidate, candidate), chance_sentence(verdicts, candidate)
+        console.print(*told, highlight=False, markup=False)
     for ours, theirs in lineup.pairs:
         changed = flips(cards[ours], cards[theirs], benchmarks, Role.SEARCH)
         print_flips(console, ours, theirs, changed, examples)

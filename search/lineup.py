@@ -265,7 +265,7 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
     for folder in options.include:
         if not folder.is_dir():
             mistakes.append(f"--include: {folder} is no folder")
-    folders = [folder for folder in options.include if folder.is_dir()]
+    folders = [folder.resolve() for folder in options.include if folder.is_dir()]
     requests = [_request(text, options) for text in options.tasks]
     if len({request.task for request in requests}) < len(requests):
         mistakes.append("--tasks: a task is listed twice")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evals.items import Role
@@ -94,7 +95,7 @@ def _print_dimensions(console: Console, checked: CheckedStudy) -> None:
         methods = dimension.methods
         every = set(methods) >= set(checked.space.methods)
         under = "every method" if every else ", ".join(methods)
-        table.add_row(dimension.name, _values(dimension).replace("[", "\\["), under)
+        table.add_row(escape(dimension.name), escape(_values(dimension)), under)
     console.print(table)
 
 
@@ -114,7 +115,7 @@ def _print_items(console: Console, checked: CheckedStudy) -> None:
     for task, cluster in zip(checked.tasks, clusters, strict=True):
         counts = [len(task.split.roles[role]) for role in Role]
         table.add_row(
-            task.name,
+            escape(task.name),
             task.metric.removesuffix(",none"),
             f"{task.weight:g}",
             *(f"{count:,}" for count in counts),
