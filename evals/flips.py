@@ -1,6 +1,6 @@
 """Items fixed and items broken: where two models differ, with the item's text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,19 @@ def flips(
 def item_text(item: Item) -> str:
     """The end of an item's question on one line: what tells it from the others."""
     task: Any = item.task  # lm-eval declares less than it does
-    try:
-        question = task.doc_to_text(item.document)
-    except Exception:  # a task's own code; the text is only for people
-        question = None
-    if not isinstance(question, str) or not question.strip():  # an option's number, or nothing
-        texts = [value for value in item.document.values() if isinstance(value, str)]
-        question = " ".join(texts)
+    found = (_text(ask, item.document) for ask in (task.doc_to_text, task.doc_to_target))
+    question = next((text for text in found if text), None)
+    if question is None:
+        values = (value for value in item.document.values() if isinstance(value, str))
+        question = " ".join(values)
     line = " ".join(question.split())
     return line if len(line) <= _LENGTH else f"…{line[1 - _LENGTH :]}"
+
+
+def _text(ask: Callable[[Any], object], document: Any) -> str | None:
+    """A text, if the task gives one here: some give an option's number, and some nothing."""
+    try:
+        text = ask(document)
+    except Exception:  # a task's own code; the text is only for people
+        return None
+    return text if isinstance(text, str) and text.strip() else None

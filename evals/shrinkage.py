@@ -5,6 +5,7 @@ their items: if all were equally good, the paired sampling variance alone would 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,6 @@ def _without_poor(scores: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def _paired_variance(items: Array, clusters: Clusters | None) -> float:
     """Sampling variance of a candidate's mean around the mean of all, on the same items."""
-    beside = units((items - items.mean(axis=0)).T, clusters)
+    beside = replace(units((items - items.mean(axis=0)).T, clusters), binary=False)
     # The mean of all takes a share of each candidate's own deviation with it.
     return float(beside.variances.mean() * len(items) / (len(items) - 1))
