@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from tiny_study import study_dict, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from evals.items import Role
+from search import commands
 from search.bench import check_study
 from search.commands import (
     compare_study,
@@ -89,7 +91,46 @@ def test_comparison_is_stored_and_the_holdout_is_read_once(finished):
     again = compare_study(finished, silent())
     assert first == again
     assert first.looks == 1
-    assert {c.reference for c in first.comparisons} == {"base", "a", "b", "plain average"}
+    references = ["base", "a", "b", "plain average", "task arithmetic", "TIES"]
+    assert [c.reference for c in first.verdicts.overall] == references
+
+
+def test_the_margin_is_the_studys_unless_it_is_given(finished):
+    assert compare_study(finished, silent()).verdicts.margin == 0.01
+    wide = compare_study(finished, silent(), margin=1.0)
+    assert wide.looks == 1
+    assert {c.verdict for c in wide.verdicts.overall} <= {"equivalent", "better", "worse"}
+
+
+def test_right_answers_drawn_by_chance_give_no_winner(finished):
+    """The tiny study's labels are random: there is nothing to find, whatever the search claims."""
+    found = compare_study(finished, silent())
+    assert "better" not in {c.verdict for c in found.verdicts.overall}
+
+
+def test_the_winners_way_is_told(finished):
+    path = compare_study(finished, silent()).path
+    assert path.candidates == 6
+    assert path.search >= path.rival_search - 1
+    assert path.luck == pytest.approx(
+        (path.search - path.rival_search) - (path.holdout - path.rival_holdout)
+    )
+    out = Console(file=StringIO(), width=120)
+    compare_study(finished, out)
+    told = out.file.getvalue()
+    for text in ("Chosen among 6 candidates", "Its lead over", "The holdout was read once"):
+        assert text in told
+
+
+def test_run_does_not_read_the_holdout(tmp_path, monkeypatch):
+    """Whatever run does, no holdout item is even made ready."""
+    roles = []
+    build = commands.build_bench
+    monkeypatch.setattr(
+        commands, "build_bench", lambda checked, asked: roles.append(asked) or build(checked, asked)
+    )
+    run_study(write_study(tmp_path), silent())
+    assert roles == [(Role.SEARCH, Role.SELECT)]
 
 
 def test_running_again_adds_nothing(finished):
