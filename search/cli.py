@@ -49,7 +49,7 @@ def quickstart(
     """The whole product on tiny real models, in minutes and without a network.
 
     Trains a base model and experts that are fine-tuned from it (once; they are cached), searches
-    for the best merge of them, compares the winner with every parent and the plain average on
+    for the best merge of them, compares the winner with every parent and every cheap merge on
     items that the search never saw, and writes it as a model folder with its recipe.
     """
     _prepare(verbose)
