@@ -66,6 +66,11 @@ class OpenTask:
     split: Split
     notes: tuple[str, ...]
 
+    def documents(self, role: Role) -> tuple[Any, ...]:
+        """A role's documents, in its order, until they are sealed."""
+        places = (self.places[place] for place in self.split.roles[role])
+        return tuple(self.subtasks[number].documents[at] for number, at in places)
+
     @property
     def digest(self) -> str:
         """sha256 over the content of every role's items: changes when any of them does."""

@@ -1,11 +1,13 @@
-"""What every winner has to beat: each parent, and the plain average."""
+"""What every winner has to beat: each parent, and what costs no search."""
 
 from collections.abc import Mapping
 
-from merge_core.recipe import Recipe, Setting, Slice, Source
+from merge_core.recipe import Parameters, Recipe, Setting, Slice, Source
 from search.space import SearchSpace, listed
 
 AVERAGE = "plain average"
+ARITHMETIC = "task arithmetic"
+TIES = "TIES"
 
 
 def parent_recipe(alias: str) -> Recipe:
@@ -13,17 +15,34 @@ def parent_recipe(alias: str) -> Recipe:
     return Recipe("passthrough", (Slice((Source(alias),)),))
 
 
-def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
-    """Recipes by name: the parents in the order of the study, then the average of those listed.
-
-    The base model is a parent to compare with; it enters the average only if the recipe lists it.
-    """
-    aliases = listed(space.template)
+def parents(space: SearchSpace) -> tuple[str, ...]:
+    """Aliases of the base model, if there is one, and of the models that the recipe lists."""
     base = space.template.get("base_model")
-    parents = dict.fromkeys((*((base,) if base else ()), *aliases))
-    recipes = {alias: parent_recipe(alias) for alias in parents}
+    return tuple(dict.fromkeys((*((base,) if base else ()), *listed(space.template))))
+
+
+def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
+    """Recipes by name: the parents in the order of the study, then merges that need no search.
+
+    The plain average is that of the models listed: the base model enters it only if the recipe
+    lists it. Task arithmetic at weight 0.4, and TIES of the largest 20% at weight 1, are what the
+    TIES paper (arXiv:2306.01708) recommends where nothing can be tried; both need a base model and
+    two others.
+    """
+    recipes = {alias: parent_recipe(alias) for alias in parents(space)}
+    aliases, base = listed(space.template), space.template.get("base_model")
+    experts = tuple(alias for alias in aliases if alias != base)
     if len(aliases) > 1:
-        equal = (("weight", (Setting(None, 1.0),)),)
-        sources = tuple(Source(alias) for alias in aliases)
-        recipes[AVERAGE] = Recipe("linear", (Slice(sources),), parameters=equal)
+        recipes[AVERAGE] = _merge("linear", aliases, None, weight=1.0)
+    if base and len(experts) > 1:
+        recipes[ARITHMETIC] = _merge("task_arithmetic", experts, base, weight=0.4)
+        recipes[TIES] = _merge("ties", experts, base, weight=1.0, density=0.2)
     return recipes
+
+
+def _merge(method: str, aliases: tuple[str, ...], base: str | None, **values: float) -> Recipe:
+    parameters: Parameters = tuple(
+        (name, (Setting(None, v),)) for name, v in sorted(values.items())
+    )
+    sources = tuple(Source(alias) for alias in aliases)
+    return Recipe(method, (Slice(sources),), base, parameters)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from evals.clusters import item_clusters
 from evals.errors import EvaluationError
 from evals.guards import Range
 from evals.harness import Harness
 from evals.items import Counts, Role
 from evals.loading import TaskRequest
+from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.settings import Settings
 from evals.tasks import OpenTask, open_tasks, seal
@@ -94,6 +96,20 @@ class CheckedStudy:
         name = str(self.dtype).removeprefix("torch.")
         return replace(recipe, dtype=recipe.dtype or "float32", out_dtype=recipe.out_dtype or name)
 
+    def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
+        """For each benchmark the cluster of each of a role's items; None if all are independent.
+
+        Only before a bench is built, which seals the documents.
+
+        Raises:
+            EvaluationError: If the items lack the field that the study names.
+        """
+        pairs = zip(self.config.objectives, self.tasks, strict=True)
+        return tuple(
+            item_clusters(task.name, task.documents(role), objective.cluster)
+            for objective, task in pairs
+        )
+
 
 @dataclass(slots=True)
 class Bench:
@@ -115,6 +131,14 @@ class Bench:
     worst: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
 
+    def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
+        """For each benchmark the cluster of each of a role's items; None if all are independent."""
+        pairs = zip(self.study.config.objectives, self.harness.benchmarks, strict=True)
+        return tuple(
+            item_clusters(b.name, [item.document for item in b.items[role]], objective.cluster)
+            for objective, b in pairs
+        )
+
 
 def check_study(path: Path) -> CheckedStudy:
     """Read a study file and check all of it before anything is spent.
@@ -132,6 +156,8 @@ def check_study(path: Path) -> CheckedStudy:
     space = build_space(config.recipe, config.models, mistakes)
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
+    if not mistakes:
+        _check_clusters(config, tasks, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
@@ -179,7 +205,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "space": study.space.describe(),
         "recipe": _plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
-        "objectives": [objective.model_dump() for objective in config.objectives],
+        "objectives": [o.model_dump(exclude={"cluster"}) for o in config.objectives],
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
@@ -244,6 +270,14 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
         lambda at, text: mistakes.append(f"objectives[{at}]: {text}"),
         config.evaluation.metadata,
     )
+
+
+def _check_clusters(config: StudyConfig, tasks: Sequence[OpenTask], mistakes: list[str]) -> None:
+    for i, (objective, task) in enumerate(zip(config.objectives, tasks, strict=True)):
+        try:
+            item_clusters(task.name, task.documents(Role.SEARCH), objective.cluster)
+        except EvaluationError as error:
+            mistakes.append(f"objectives[{i}].cluster: {error}")
 
 
 def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]) -> TaskRequest:

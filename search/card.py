@@ -43,9 +43,14 @@ def _measured(claim: Claim | None) -> str:
         scores = " | ".join(f"{score.value:.3f}" for score in card.scores)
         lines.append(f"| {name} | {scores} | {claim.values[name]:.3f} |")
     lines.append("")
-    for c in claim.comparisons:
+    for c in claim.verdicts.overall:
         lines.append(
             f"- against {c.reference}: {c.gain.value:+.3f}, 95% interval [{c.gain.low:+.3f}, "
             f"{c.gain.high:+.3f}], p = {c.p:.3g}: {c.verdict}"
         )
+    path = claim.path
+    lines.append(
+        f"\nChosen among {path.candidates} candidates. Its mean on the items that it was chosen by "
+        f"is {path.search:.3f}, which flatters it; the figures above are of other items."
+    )
     return "\n".join(lines) + "\n"

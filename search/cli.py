@@ -49,7 +49,7 @@ def quickstart(
     """The whole product on tiny real models, in minutes and without a network.
 
     Trains a base model and experts that are fine-tuned from it (once; they are cached), searches
-    for the best merge of them, compares the winner with every parent and the plain average on
+    for the best merge of them, compares the winner with every parent and every cheap merge on
     items that the search never saw, and writes it as a model folder with its recipe.
     """
     _prepare(verbose)
@@ -59,6 +59,24 @@ def quickstart(
     target = folder or Path(name)
     if run_quickstart(target, _console(quiet), seed, trials, fresh, quiet, verbose) is None:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def check(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Check a study before anything is spent, and tell what its items can show.
+
+    Lists models, dimensions, memory and items, and the smallest gain that the holdout can show
+    with 80% power. What `run` would refuse is refused here, every mistake at once.
+    """
+    _prepare(verbose)
+    from search.commands import check_file
+    from search.outlook import reach
+
+    checked = check_file(study, _console(quiet))
+    if quiet:
+        for found in reach(checked):
+            print(f"{found.discordance:g}\t{found.mean:.6f}\t{found.needed}")
+    _say(f"No mistake found. Next: outcross run {study}", quiet)
 
 
 @app.command()
@@ -83,21 +101,109 @@ def run(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> Non
 
 
 @app.command()
-def compare(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Compare the winner with every parent and the plain average on the sealed holdout.
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY.YAML | MODEL...",
+            help="A study file; or, with --tasks, model folders, hub ids and recipe files.",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Names or files of lm-eval tasks, with commas between them; task:metric "
+            "chooses a metric.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model that the others are compared with; default the first.",
+            show_default=False,
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Differences below it don't matter; .01 is a point. Default the study's, or .01.",
+            show_default=False,
+        ),
+    ] = None,
+    flips: Annotated[int, typer.Option(min=0, help="Items fixed and broken to show.")] = 3,
+    items: Annotated[
+        int | None,
+        typer.Option(min=2, help="Items of each task; default all.", show_default=False),
+    ] = None,
+    include: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with local task YAMLs.", show_default=False),
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="In tokens.", show_default=False)
+    ] = None,
+    apply_chat_template: Annotated[bool | None, typer.Option("--apply-chat-template")] = None,
+    system_instruction: Annotated[str | None, typer.Option(show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of items and random masks.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or auto.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of every model; default each model's own.", show_default=False),
+    ] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is it better? A study's winner on the sealed holdout, or any models on --tasks.
 
-    Gains are paired, item by item, with 95% intervals and p-values that account for the number
-    of comparisons. The holdout is read once for each winner, and every reading is counted.
+    Of a study: the winner against every parent, the plain average, task arithmetic and TIES. The
+    holdout is read once for each winner, and every reading is counted. Of a list: every model
+    against the first or those named by --reference; a recipe is merged in memory.
+
+    Gains are paired, item by item, with 95% intervals and p-values that account for the number of
+    comparisons. --quiet prints candidate, reference, gain, low, high, p, verdict and the items
+    that would do, with tabs between them.
     """
     _prepare(verbose)
-    from search.commands import compare_study
+    from search.commands import compare_models, compare_study
+    from search.compare_options import compare_options, study_file
 
-    claim = compare_study(study, _console(quiet), quiet=quiet)
+    given = {
+        "reference": tuple(reference) if reference else None,
+        "items": items,
+        "include": tuple(include) if include else None,
+        "num_fewshot": num_fewshot,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "apply_chat_template": apply_chat_template,
+        "system_instruction": system_instruction,
+    }
+    console = _console(quiet)
+    if tasks is None:
+        study = study_file(models, given)
+        claim = compare_study(study, console, margin=margin, examples=flips, quiet=quiet)
+        found = claim.verdicts
+    else:
+        options = compare_options(tasks, given)
+        found = compare_models(models, options, console, margin=margin, examples=flips, quiet=quiet)
     if quiet:
-        for c in claim.comparisons:
+        for c in found.overall:
             gain = f"{c.gain.value:.6f}\t{c.gain.low:.6f}\t{c.gain.high:.6f}"
-            print(f"{c.reference}\t{gain}\t{c.p:.6g}\t{c.verdict}")
-    _say(f"Write it with: outcross export {study} out/", quiet)
+            needed = "" if c.needed is None else c.needed
+            print(f"{c.candidate}\t{c.reference}\t{gain}\t{c.p:.6g}\t{c.verdict}\t{needed}")
+    if tasks is None:
+        _say(f"Write it with: outcross export {models[0]} out/", quiet)
 
 
 @app.command()

@@ -2,22 +2,38 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from evals.compare import MARGIN, Verdicts, compare
+from evals.flips import flips
 from evals.items import Role
+from evals.objective import objective
+from evals.scorecard import Scorecard
 from search.bench import CheckedStudy, build_bench, check_study, find_device
+from search.claim_tables import (
+    chance_sentence,
+    conclusion,
+    print_claim,
+    print_flips,
+    print_scores,
+    print_verdicts,
+)
 from search.errors import NothingFound, StudyError
-from search.finals import Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
+from search.outlook import print_outlook
 from search.progress import watch
 from search.record import finished
 from search.study import keep_protocol, open_study, run_search, stop_on_interrupt
-from search.tables import print_claim, print_finalists, print_job
+from search.tables import print_finalists, print_job
 from search.writing import RECIPE, export_winner
 
+EXAMPLES = 3  # items fixed and broken that are shown
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -48,17 +64,83 @@ def run_study(
     return finalists
 
 
-def compare_study(path: Path, console: Console, *, quiet: bool = False) -> Claim:
-    """Compare the winner with parents and plain average on the holdout."""
+def check_file(path: Path, console: Console) -> CheckedStudy:
+    """Check a study and tell what it will do and what its items can show."""
+    checked = check_study(path)
+    print_outlook(console, checked)
+    return checked
+
+
+def compare_study(
+    path: Path,
+    console: Console,
+    *,
+    margin: float | None = None,
+    examples: int = EXAMPLES,
+    quiet: bool = False,
+) -> Claim:
+    """Compare the winner with parents and merges that need no search on the holdout.
+
+    Args:
+        path: The study file.
+        console: For the tables.
+        margin: Differences below it don't matter; None: as the study says.
+        examples: Items fixed and broken to show.
+        quiet: Print nothing.
+    """
     checked = check_study(path)
     _require_storage(checked)
     bench = build_bench(checked, (Role.SEARCH, Role.HOLDOUT))
     with open_study(checked) as study:
         keep_protocol(study, bench)
-        found = claim(study, bench)
+        found = claim(study, bench, checked.config.compare.margin if margin is None else margin)
     if not quiet:
-        print_claim(console, found)
+        rival = found.cards[found.path.rival]
+        changed = flips(found.cards[WINNER], rival, bench.harness.benchmarks, Role.HOLDOUT)
+        print_claim(console, found, changed, examples)
     return found
+
+
+def compare_models(
+    models: Sequence[str],
+    options: CompareOptions,
+    console: Console,
+    *,
+    margin: float | None = None,
+    examples: int = EXAMPLES,
+    quiet: bool = False,
+) -> Verdicts:
+    """Compare any models, without a study.
+
+    Args:
+        models: Folders, hub ids, or recipe files, which are merged in memory.
+        options: On which tasks, and how.
+        console: For the tables.
+        margin: Differences below it don't matter; None: `MARGIN`.
+        examples: Items fixed and broken to show.
+        quiet: Print nothing.
+    """
+    margin = MARGIN if margin is None else margin
+    lineup = check_lineup(models, options)
+
+    def report(name: str, card: Scorecard) -> None:
+        console.print(f"scored {name} in {card.seconds:.1f} s", highlight=False, markup=False)
+
+    cards, benchmarks = score_lineup(lineup, options, report)
+    verdicts = compare(cards, lineup.pairs, benchmarks, item_clusters_of(lineup), margin)
+    if quiet:
+        return verdicts
+    values = {name: objective([card], benchmarks) for name, card in cards.items()}
+    items = sum(score.n for score in next(iter(cards.values())).scores)
+    print_scores(console, f"{items:,} items", cards, values)
+    print_verdicts(console, cards, verdicts)
+    for candidate in verdicts.chances:
+        told = conclusion(verdicts, candidate, candidate), chance_sentence(verdicts, candidate)
+        console.print(*told, highlight=False, markup=False)
+    for ours, theirs in lineup.pairs:
+        changed = flips(cards[ours], cards[theirs], benchmarks, Role.SEARCH)
+        print_flips(console, ours, theirs, changed, examples)
+    return verdicts
 
 
 def export_study(path: Path, folder: Path, console: Console) -> None:

@@ -111,6 +111,7 @@ class ObjectiveConfig(_Section):
     gen_kwargs: GenerationKeys = Field(default_factory=dict)
     weight: Annotated[float, Field(gt=0)] = 1.0
     direction: Literal["maximize", "minimize"] | None = None
+    cluster: Name | None = None
 
     @property
     def name(self) -> str:
@@ -179,6 +180,12 @@ class EvaluationConfig(_Section):
         return self
 
 
+class CompareConfig(_Section):
+    """What a claim is about."""
+
+    margin: Annotated[float, Field(ge=0)] = 0.01
+
+
 class StudyConfig(_Section):
     """A whole study file. Paths are relative to the file's folder."""
 
@@ -189,6 +196,7 @@ class StudyConfig(_Section):
     items: ItemsConfig = ItemsConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compare: CompareConfig = CompareConfig()
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     storage: str | None = None
@@ -281,6 +289,7 @@ def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
         "items": ItemsConfig,
         "search": SearchConfig,
         "evaluation": EvaluationConfig,
+        "compare": CompareConfig,
     }
     section = sections.get(str(parents[0]), StudyConfig) if parents else StudyConfig
     return tuple(section.model_fields)

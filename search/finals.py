@@ -4,18 +4,27 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import optuna
 
-from evals.compare import Comparison, compare
+from evals.compare import Comparison, Verdicts, compare
 from evals.items import Role
-from evals.objective import objective
+from evals.objective import item_scores, objective
 from evals.scorecard import Scorecard
+from evals.shrinkage import shrink
 from evals.statistics import Gain
 from merge_core.recipe import Recipe, from_dict, to_dict
-from search.baselines import baselines
+from search.baselines import baselines, parents
 from search.bench import Bench
 from search.errors import NothingFound
-from search.record import Record, card_from_dict, card_to_dict, finished, load
+from search.record import (
+    Record,
+    by_fingerprint,
+    card_from_dict,
+    card_to_dict,
+    finished,
+    load,
+)
 from search.trial import evaluate
 
 
@@ -26,13 +35,49 @@ class Finalist:
     Attributes:
         record: Its trial.
         select: Its scorecard on the select items.
-        pooled: The search's objective over search and select items together, by which finalists
-            rank.
+        chosen: The search's objective on the select items.
+        pooled: The same over search and select items together, by which finalists rank.
+        shrunk: What its search score is worth when all candidates are looked at.
     """
 
     record: Record
     select: Scorecard
+    chosen: float
     pooled: float
+    shrunk: float
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The winner's objective from the items that chose it to those that judge it.
+
+    Attributes:
+        search: On the search items: the best of all candidates, so it is flattering.
+        shrunk: What that is worth by empirical Bayes, without looking at other items.
+        select: On the select items, which chose among the finalists.
+        holdout: On the holdout.
+        rival: The parent that was best on the search items.
+        rival_search: Its objective there.
+        rival_holdout: Its objective on the holdout.
+        candidates: Different recipes that were scored.
+    """
+
+    search: float
+    shrunk: float
+    select: float
+    holdout: float
+    rival: str
+    rival_search: float
+    rival_holdout: float
+    candidates: int
+
+    @property
+    def luck(self) -> float:
+        """How much of the winner's lead over its rival the holdout took: the winner's curse.
+
+        The lead and not the score, because one set of items may be harder than another.
+        """
+        return (self.search - self.rival_search) - (self.holdout - self.rival_holdout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +104,8 @@ class Claim:
         recipe: The winner.
         cards: Scorecards on the holdout: `winner`, then every reference.
         values: The objective of each of them.
-        comparisons: The winner against each reference.
-        path: The winner's score, by the metrics, on search, select and holdout items: its luck
-            made visible.
+        verdicts: The winner against each reference.
+        path: The winner's way from search to holdout: its luck made visible.
         looks: Every reading of the holdout in this study, the first one first.
     """
 
@@ -69,8 +113,8 @@ class Claim:
     recipe: Recipe
     cards: dict[str, Scorecard]
     values: dict[str, float]
-    comparisons: tuple[Comparison, ...]
-    path: tuple[float, float, float]
+    verdicts: Verdicts
+    path: Path
     looks: tuple[Look, ...]
 
 
@@ -89,6 +133,7 @@ def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
     cards: dict[str, Any] = study.user_attrs.get("select", {})
     found: list[Finalist] = []
     before = len(cards)
+    worth = shrunken(study, bench, signal=True)
     for record in _best(study, bench.study.config.search.finalists):
         key = record.recipe.fingerprint
         if key not in cards:
@@ -97,7 +142,7 @@ def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
                 continue
             cards[key] = card_to_dict(outcome.scorecard)
         card = card_from_dict(cards[key])
-        found.append(Finalist(record, card, _pooled(record, card, bench)))
+        found.append(_finalist(record, card, worth[key], bench))
     if not found:
         raise NothingFound("no trial of this study has a score; run it first")
     found.sort(key=lambda finalist: (-finalist.pooled, finalist.record.number))
@@ -119,33 +164,41 @@ def winner(study: optuna.Study) -> Record:
     return load(study.get_trials(deepcopy=False)[int(number)])
 
 
-def claim(study: optuna.Study, bench: Bench) -> Claim:
-    """Compare the winner with every parent and the plain average on the holdout.
+def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
+    """Compare the winner with every parent and the merges that need no search on the holdout.
 
-    The holdout is read once per winner; asking again gives the stored result. Every reading is
+    The holdout is read once per winner; asking again judges the stored scores. Every reading is
     written down before it happens, so that one that is broken off is there as well.
+
+    Args:
+        study: A study with a winner.
+        bench: With search and holdout items.
+        margin: Differences below it don't matter.
 
     Raises:
         NothingFound: If there is no winner, or a model can't be scored.
     """
     best = winner(study)
-    if (known := stored_claim(study, best.number)) is not None:
-        return known
-    _look(study, best)
     recipes = {WINNER: best.recipe, **baselines(bench.study.space)}
-    # What is compared is what is stored, to the last digit.
-    cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
+    known = stored_claim(study, best.number)
+    if known is not None and list(known.cards) == list(recipes):
+        cards = known.cards
+    else:
+        _look(study, best)
+        # What is compared is what is stored, to the last digit.
+        cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
     benchmarks = bench.harness.benchmarks
-    references = {name: card for name, card in cards.items() if name != WINNER}
-    found = Claim(
-        best.number,
-        best.recipe,
+    values = {name: objective([card], benchmarks) for name, card in cards.items()}
+    verdicts = compare(
         cards,
-        {name: objective([card], benchmarks) for name, card in cards.items()},
-        compare(cards[WINNER], references, benchmarks),
-        _path(study, best, cards[WINNER], bench),
-        looks(study),
+        [(WINNER, name) for name in cards if name != WINNER],
+        benchmarks,
+        bench.clusters(Role.HOLDOUT),
+        margin,
+        parents(bench.study.space),
     )
+    path = _path(study, best, values, bench)
+    found = Claim(best.number, best.recipe, cards, values, verdicts, path, looks(study))
     study.set_user_attr("claim", _claim_to_dict(found))
     return found
 
@@ -153,7 +206,31 @@ def claim(study: optuna.Study, bench: Bench) -> Claim:
 def stored_claim(study: optuna.Study, trial: int) -> Claim | None:
     """What an earlier comparison found for this winner, if there was one."""
     stored: dict[str, Any] | None = study.user_attrs.get("claim")
-    return _claim_from_dict(stored) if stored is not None and stored["trial"] == trial else None
+    if stored is None or stored["trial"] != trial or "verdicts" not in stored:
+        return None
+    return _claim_from_dict(stored)
+
+
+def shrunken(study: optuna.Study, bench: Bench, *, signal: bool) -> dict[str, float]:
+    """What the search score of every recipe is worth, by fingerprint: see `evals.shrinkage`.
+
+    Args:
+        study: With scored trials.
+        bench: With the search items.
+        signal: Whether of what the search looks at, or of the metrics.
+    """
+    trials = by_fingerprint(study)
+    cards = {key: load(trial).scorecard for key, trial in trials.items()}
+    known = {key: card for key, card in cards.items() if card is not None}
+    if not known:
+        return {}
+    benchmarks = bench.harness.benchmarks
+    scores = (item_scores(card, benchmarks, signal=signal) for card in known.values())
+    items = zip(*scores, strict=True)
+    weights = [benchmark.weight for benchmark in benchmarks]
+    clusters = bench.clusters(Role.SEARCH)
+    worth = shrink([np.stack(arrays) for arrays in items], weights, clusters)
+    return dict(zip(known, worth.tolist(), strict=True))
 
 
 def looks(study: optuna.Study) -> tuple[Look, ...]:
@@ -182,20 +259,34 @@ def _best(study: optuna.Study, count: int) -> list[Record]:
     return list(chosen.values())
 
 
-def _pooled(record: Record, select: Scorecard, bench: Bench) -> float:
+def _finalist(record: Record, select: Scorecard, shrunk: float, bench: Bench) -> Finalist:
     assert record.scorecard is not None  # only scored trials are finalists
-    return objective([record.scorecard, select], bench.harness.benchmarks, signal=True)
+    benchmarks = bench.harness.benchmarks
+    pooled = objective([record.scorecard, select], benchmarks, signal=True)
+    chosen = objective([select], benchmarks, signal=True)
+    return Finalist(record, select, chosen, pooled, shrunk)
 
 
-def _path(
-    study: optuna.Study, best: Record, holdout: Scorecard, bench: Bench
-) -> tuple[float, float, float]:
+def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Bench) -> Path:
     assert best.scorecard is not None
+    benchmarks = bench.harness.benchmarks
     select = card_from_dict(study.user_attrs["select"][best.recipe.fingerprint])
-    search, chosen, held = (
-        objective([card], bench.harness.benchmarks) for card in (best.scorecard, select, holdout)
+    search = objective([best.scorecard], benchmarks)
+    searched = {
+        alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], benchmarks)
+        for alias in parents(bench.study.space)
+    }
+    rival = max(searched, key=lambda alias: searched[alias])
+    return Path(
+        search=search,
+        shrunk=shrunken(study, bench, signal=False)[best.recipe.fingerprint],
+        select=objective([select], benchmarks),
+        holdout=values[WINNER],
+        rival=rival,
+        rival_search=searched[rival],
+        rival_holdout=values[rival],
+        candidates=len(by_fingerprint(study)),
     )
-    return search, chosen, held
 
 
 def _holdout(name: str, recipe: Recipe, bench: Bench) -> Scorecard:
@@ -211,20 +302,27 @@ def _claim_to_dict(found: Claim) -> dict[str, Any]:
         "recipe": to_dict(found.recipe),
         "cards": {name: card_to_dict(card) for name, card in found.cards.items()},
         "values": found.values,
-        "comparisons": [asdict(comparison) for comparison in found.comparisons],
-        "path": list(found.path),
+        "verdicts": asdict(found.verdicts),
+        "path": asdict(found.path),
         "looks": [asdict(look) for look in found.looks],
     }
 
 
 def _claim_from_dict(data: dict[str, Any]) -> Claim:
-    search, select, holdout = data["path"]
     return Claim(
         data["trial"],
         from_dict(data["recipe"]),
         {name: card_from_dict(card) for name, card in data["cards"].items()},
         data["values"],
-        tuple(Comparison(**(c | {"gain": Gain(**c["gain"])})) for c in data["comparisons"]),
-        (search, select, holdout),
+        _verdicts_from_dict(data["verdicts"]),
+        Path(**data["path"]),
         tuple(Look(**entry) for entry in data["looks"]),
     )
+
+
+def _verdicts_from_dict(data: dict[str, Any]) -> Verdicts:
+    overall, tasks = (
+        tuple(Comparison(**(c | {"gain": Gain(**c["gain"])})) for c in data[kind])
+        for kind in ("overall", "tasks")
+    )
+    return Verdicts(overall, tasks, data["chances"], data["margin"])

@@ -52,7 +52,7 @@ def run_quickstart(
     export_study(study, out, console)
     console.print(_next_steps(folder), highlight=False)
     if quiet:
-        print(f"winner\t{found.trial}\t{found.path[2]:.6f}")
+        print(f"winner\t{found.trial}\t{found.path.holdout:.6f}")
     return found
 
 

@@ -42,7 +42,7 @@ class Watcher(Protocol):
     """Whoever shows the progress."""
 
     def baseline(self, name: str, card: Scorecard, value: float) -> None:
-        """A parent or the plain average was scored on the search items."""
+        """A parent or a merge that needs no search was scored on the search items."""
 
     def trial(self, record: Record, done: int) -> None:
         """A trial ended; `done` counts all that did."""
@@ -155,7 +155,7 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:
 
 
 def baseline_cards(study: optuna.Study, bench: Bench) -> dict[str, Scorecard]:
-    """Score parents and plain average on the search items, once per study.
+    """Score parents and cheap merges on the search items, once per study.
 
     The bench learns from them what is normal: its guards hold every candidate against the parents.
     """

@@ -1,16 +1,18 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
 
+from evals.activations import Keys
 from evals.guards import health
+from evals.harness import Harness
 from evals.items import Role
 from evals.scorecard import Scorecard
 from evals.symptoms import failing, flags
-from merge_core.apply import apply
+from merge_core.apply import Workbench, apply
 from merge_core.errors import MergeError
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
@@ -39,22 +41,55 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
 
     Whatever goes wrong with this one candidate becomes its reason; the study goes on.
     """
+    outcome = attempt(
+        lambda: bench.study.plan(recipe),
+        bench.workbench,
+        bench.harness,
+        role,
+        look=lambda: _unhealthy(bench),
+        keys=lambda plan: layer_keys(plan, bench),
+    )
+    card = outcome.scorecard
+    if card is None:
+        return outcome
+    reason = failing(card, bench.worst) if bench.worst else None
+    told = flags(card, bench.worst)
+    return Outcome(card if reason is None else None, reason, outcome.merge_seconds, told)
+
+
+def attempt(
+    plan: Callable[[], MergePlan],
+    workbench: Workbench,
+    harness: Harness,
+    role: Role,
+    look: Callable[[], str | None] | None = None,
+    keys: Callable[[MergePlan], Keys | None] | None = None,
+) -> Outcome:
+    """Make the live model be what a plan describes, and score it.
+
+    Args:
+        plan: Makes the plan.
+        workbench: Parents and live tensors.
+        harness: Scores the live model.
+        role: On which items.
+        look: Says what is wrong with the merged model; default a look for numbers that are none.
+        keys: What stands for the weights of each layer, where that is known.
+    """
     start = time.perf_counter()
     merged = start
+    look = look or (lambda: health(harness.lm.model, workbench.slots, harness.prompt()))
     try:
-        plan = bench.study.plan(recipe)
-        apply(plan, bench.workbench)
+        made = plan()
+        apply(made, workbench)
         merged = time.perf_counter()
-        if reason := _unhealthy(bench):
+        if reason := look():
             return Outcome(None, reason, merged - start)
-        card = bench.harness.score(role, layer_keys(plan, bench))
+        card = harness.score(role, keys(made) if keys else None)
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
-    reason = card.failure or (failing(card, bench.worst) if bench.worst else None)
-    told = flags(card, bench.worst)
-    return Outcome(card if reason is None else None, reason, merged - start, told)
+    return Outcome(card if card.failure is None else None, card.failure, merged - start)
 
 
 def _unhealthy(bench: Bench) -> str | None:
@@ -72,7 +107,7 @@ def _unhealthy(bench: Bench) -> str | None:
     return reason
 
 
-def layer_keys(plan: MergePlan, bench: Bench) -> tuple[Hashable, ...] | None:
+def layer_keys(plan: MergePlan, bench: Bench) -> Keys | None:
     """What stands for the live weights, layer by layer: the steps that made them.
 
     Equal steps write equal tensors, so equal keys mean equal weights.

@@ -40,7 +40,7 @@ def work(tmp_path_factory):
 
 def test_it_trains_searches_compares_and_exports(work):
     folder, (first, _), _ = work
-    for text in ("Training the tiny parents", "trial 2 (3/3)", "Finalists", "Holdout: 2048 items"):
+    for text in ("Training the tiny parents", "trial 2 (3/3)", "Finalists", "Holdout: 2,048 items"):
         assert text in first
     model = AutoModelForCausalLM.from_pretrained(folder / "winner")
     tokenizer = AutoTokenizer.from_pretrained(folder / "winner")

@@ -95,7 +95,35 @@ def test_comparison_is_stored_and_the_holdout_is_read_once(finished):
     (look,) = first.looks
     assert look.trial == first.trial
     assert abs(datetime.now(UTC) - datetime.fromisoformat(look.time)) < timedelta(minutes=10)
-    assert {c.reference for c in first.comparisons} == {"base", "a", "b", "plain average"}
+    references = ["base", "a", "b", "plain average", "task arithmetic", "TIES"]
+    assert [c.reference for c in first.verdicts.overall] == references
+
+
+def test_the_margin_is_the_studys_unless_it_is_given(finished):
+    assert compare_study(finished, silent()).verdicts.margin == 0.01
+    wide = compare_study(finished, silent(), margin=1.0)
+    assert len(wide.looks) == 1
+    assert {c.verdict for c in wide.verdicts.overall} <= {"equivalent", "better", "worse"}
+
+
+def test_right_answers_drawn_by_chance_give_no_winner(finished):
+    """The tiny study's labels are random: there is nothing to find, whatever the search claims."""
+    found = compare_study(finished, silent())
+    assert "better" not in {c.verdict for c in found.verdicts.overall}
+
+
+def test_the_winners_way_is_told(finished):
+    path = compare_study(finished, silent()).path
+    assert path.candidates == 6
+    assert path.search >= path.rival_search - 1
+    assert path.luck == pytest.approx(
+        (path.search - path.rival_search) - (path.holdout - path.rival_holdout)
+    )
+    out = Console(file=StringIO(), width=120)
+    compare_study(finished, out)
+    told = out.file.getvalue()
+    for text in ("Chosen among 6 candidates", "Its lead over", "The holdout was read once"):
+        assert text in told
 
 
 def test_running_again_adds_nothing(finished):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from search import cli
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ("quickstart", "run", "compare", "export", "merge")
+COMMANDS = ("quickstart", "check", "run", "compare", "export", "merge")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_an_unknown_option_is_a_usage_error(run: Run):
     assert "--nonsense" in err
 
 
-@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("command", ["check", "run", "compare"])
 def test_a_missing_study_file(run: Run, command: str, tmp_path: Path):
     path = tmp_path / "nowhere.yaml"
     assert run(command, path) == (2, "", f"outcross: {path}: there is no such file\n")
@@ -102,6 +102,115 @@ def test_nothing_has_been_run_yet(
     last = err.splitlines()[-1]
     assert last == "outcross: study 'unrun' has not been run yet; run it first"
     assert not (study_folder / "runs").exists()
+
+
+def test_check_tells_what_a_study_will_do(run: Run, study_folder: Path):
+    path = write(study_folder / "checked.yaml", name="checked")
+    code, out, err = run("check", path)
+    assert (code, err) == (0, "")
+    for text in ("a.weight", "0 to 1.5", "tiny_choice", "80% power", "memory", "15.7"):
+        assert text in out
+    assert out.endswith(f"No mistake found. Next: outcross run {path}\n")
+    assert not (study_folder / "runs").exists()
+
+
+def test_a_quiet_check_gives_the_smallest_gains(run: Run, study_folder: Path):
+    path = write(study_folder / "checked.yaml", name="checked")
+    code, out, _ = run("check", path, "-q")
+    assert code == 0
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [row[0] for row in rows] == ["0.05", "0.1", "0.2"]
+    assert float(rows[1][1]) == pytest.approx(2.8016 * (0.1 / 16) ** 0.5, rel=1e-3)
+    assert int(rows[1][2]) == pytest.approx(1962, abs=1)
+
+
+def test_check_lists_mistakes(run: Run, study_folder: Path):
+    objective = {"task": "tiny_choice", "cluster": "passage"}
+    path = write(study_folder / "bad.yaml", objectives=[objective])
+    code, out, err = run("check", path)
+    assert (code, out) == (2, "")
+    assert "objectives[0].cluster: task 'tiny_choice': its documents have no field 'passage'" in err
+
+
+def lined_up(study_folder: Path) -> tuple[object, ...]:
+    models = (study_folder / "models" / name for name in ("base", "a", "b"))
+    folder = study_folder / "tasks"
+    return (*models, "--tasks", "tiny_choice:acc,tiny_exact:acc", "--include", folder)
+
+
+def test_models_are_compared_without_a_study(run: Run, study_folder: Path, recipe: Path):
+    arguments = ("--items", 40, "--device", "cpu", "--batch-size", 16)
+    code, out, err = run("compare", recipe, *lined_up(study_folder), *arguments)
+    assert (code, err) == (0, "")
+    for text in ("80 items", "against", "not enough items", "recipe.yaml", "The probability that"):
+        assert text in out
+
+
+def test_a_quiet_comparison_is_one_line_a_pair(run: Run, study_folder: Path):
+    quiet = ("--reference", "b", "--reference", "base", "-q", "--margin", "0.9")
+    code, out, _ = run("compare", *lined_up(study_folder), *quiet)
+    assert code == 0
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [row[:2] for row in rows] == [["a", "b"], ["a", "base"]]
+    for row in rows:
+        gain, low, high, p = map(float, row[2:6])
+        assert low <= gain <= high
+        assert 0 <= p <= 1
+        assert row[6:] == ["equivalent", ""]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--reference", "c"), "--reference: 'c' is none of the models; "),
+        (("--dtype", "int8"), "--dtype: 'int8' is unknown"),
+        (("--device", "gpu"), "device: 'gpu' is unknown"),
+        (("--items", 500), "too few for search 500, select 0, holdout 0; lower them with --items"),
+        (("--include", "nowhere"), "--include: nowhere is no folder"),
+        (("--tasks", "tiny_choice:f1"), "task 'tiny_choice': has no metric 'f1'"),
+        (("--tasks", "tiny_choice,tiny_choice:acc"), "--tasks: a task is listed twice"),
+        (("--tasks", ","), "--tasks: no task is named"),
+    ],
+)
+def test_a_mistake_in_a_comparison(
+    run: Run, study_folder: Path, more: tuple[object, ...], message: str
+):
+    code, out, err = run("compare", *lined_up(study_folder), *more)
+    assert (code, out) == (2, "")
+    assert err.startswith("outcross: outcross compare: ")
+    assert message in err
+
+
+def test_models_need_tasks_and_a_study_none(run: Run, study_folder: Path):
+    models = [study_folder / "models" / name for name in ("base", "a")]
+    message = "outcross: outcross compare: give --tasks for a list of models, or one study file\n"
+    assert run("compare", *models) == (2, "", message)
+    assert run("compare", models[0]) == (2, "", message)
+    study = write(study_folder / "unrun.yaml", name="unrun")
+    code, _, err = run("compare", study, "--items", 5, "--chat-template")
+    assert code == 2
+    assert "--items, --chat-template: needs --tasks and a list of models" in err
+    code, _, err = run("compare", *lined_up(study_folder)[2:])
+    assert code == 2
+    assert "two models or more are needed to compare, got 1" in err
+
+
+def test_a_model_listed_twice_is_a_mistake(run: Run, study_folder: Path):
+    same = study_folder / "models" / "a"
+    code, _, err = run("compare", same, *lined_up(study_folder))
+    assert code == 2
+    assert f"'{same}' is listed twice" in err
+
+
+def test_a_recipe_of_several_documents_is_to_be_merged_first(
+    run: Run, study_folder: Path, recipe: Path
+):
+    documents = [yaml.safe_load(recipe.read_text()) | {"name": "first"}]
+    second = {"merge_method": "passthrough", "models": [{"model": "first"}]}
+    recipe.write_text(yaml.safe_dump_all([*documents, second]))
+    code, _, err = run("compare", recipe, *lined_up(study_folder))
+    assert code == 2
+    assert "has several documents; write it with 'outcross merge' and compare the folder" in err
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(run: Run, recipe: Path, tmp_path: Path):

@@ -1,0 +1,158 @@
+"""What a study will do and what its items can show, before anything is spent."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evals.items import Role
+from evals.power import independent_items, items_to_show, multiple, smallest_gain
+from search.baselines import baselines
+from search.bench import CheckedStudy
+from search.space import Dimension, Real
+from search.writing import size
+
+DISCORDANCES = (0.05, 0.10, 0.20)
+_TWO_POINTS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the holdout can show if two models differ on a share of its items.
+
+    Attributes:
+        discordance: That share.
+        mean: The smallest gain of the weighted mean that shows with 80% power.
+        tasks: The same for each benchmark alone.
+        needed: Holdout items of each benchmark that a gain of two points in the mean would need.
+    """
+
+    discordance: float
+    mean: float
+    tasks: tuple[float, ...]
+    needed: int
+
+
+def reach(checked: CheckedStudy) -> tuple[Reach, ...]:
+    """What the study's holdout can show, for usual discordances. Counts items, reads no score."""
+    independent = _independent(checked)
+    weights = [task.weight for task in checked.tasks]
+    held = [len(task.split.roles[Role.HOLDOUT]) for task in checked.tasks]
+    worth = [n / items for n, items in zip(independent, held, strict=True)]
+    return tuple(
+        Reach(
+            q,
+            smallest_gain(independent, weights, q),
+            tuple(smallest_gain([n], [1.0], q) for n in independent),
+            items_to_show(_TWO_POINTS, worth, weights, q),
+        )
+        for q in DISCORDANCES
+    )
+
+
+def print_outlook(console: Console, checked: CheckedStudy) -> None:
+    """Everything that is known of a study before its first trial."""
+    for label, text in _facts(checked):
+        console.print(f"{label:<12}{text}", highlight=False, markup=False, soft_wrap=True)
+    for warning in checked.warnings:
+        console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+    _print_dimensions(console, checked)
+    _print_items(console, checked)
+    _print_reach(console, checked)
+
+
+def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:
+    config, space = checked.config, checked.space
+    plan = checked.plan(space.decode(space.starts()[0]))
+    word, reason = checked.sampler
+    yield "study", f"{config.name}, in {checked.storage}"
+    for alias, parent in checked.checkpoints.items():
+        layers = f"{parent.layout.depth} layers, {size(parent.bytes)}"
+        yield "model", f"{alias}: {config.models[alias]} ({layers})"
+    yield "methods", ", ".join(space.methods)
+    yield "sampler", f"{word} ({reason}); {config.search.trials} trials"
+    dtype = str(checked.dtype).removeprefix("torch.")
+    parents = sum(parent.bytes for parent in checked.checkpoints.values())
+    held = "mapped from their files" if checked.device.type == "cpu" else f"on {checked.device}"
+    yield (
+        "memory",
+        f"{size(plan.bytes_out)} for the live model ({dtype} on {checked.device}), "
+        f"{size(parents)} of parents {held}, and what a batch of "
+        f"{config.evaluation.batch_size} needs",
+    )
+
+
+def _print_dimensions(console: Console, checked: CheckedStudy) -> None:
+    dimensions = checked.space.dimensions
+    table = _table(f"{len(dimensions)} dimensions")
+    for name in ("dimension", "values", "asked for under"):
+        table.add_column(name)
+    for dimension in dimensions:
+        methods = dimension.methods
+        every = set(methods) >= set(checked.space.methods)
+        under = "every method" if every else ", ".join(methods)
+        table.add_row(escape(dimension.name), escape(_values(dimension)), under)
+    console.print(table)
+
+
+def _values(dimension: Dimension) -> str:
+    if isinstance(dimension, Real):
+        return f"{dimension.low:g} to {dimension.high:g}{', by its logarithm' * dimension.log}"
+    return ", ".join(map(str, dimension.options))
+
+
+def _print_items(console: Console, checked: CheckedStudy) -> None:
+    table = _table("Items by role")
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in ("weight", *Role, "not used", "holdout clusters"):
+        table.add_column(str(name), justify="right")
+    clusters = checked.clusters(Role.HOLDOUT)
+    for task, cluster in zip(checked.tasks, clusters, strict=True):
+        counts = [len(task.split.roles[role]) for role in Role]
+        table.add_row(
+            escape(task.name),
+            task.metric.removesuffix(",none"),
+            f"{task.weight:g}",
+            *(f"{count:,}" for count in counts),
+            f"{len(task.places) - sum(counts):,}",
+            "-" if cluster is None else f"{len(np.unique(cluster)):,}",
+        )
+    console.print(table)
+
+
+def _print_reach(console: Console, checked: CheckedStudy) -> None:
+    """The smallest gains, and the items that two points need."""
+    table = _table("Smallest gain that the holdout shows with 80% power, in points of accuracy")
+    table.add_column("if two models differ on")
+    for name in ("mean of all tasks", "one task alone", "items per task for two points"):
+        table.add_column(name, justify="right")
+    for found in reach(checked):
+        low, high = 100 * min(found.tasks), 100 * max(found.tasks)
+        alone = f"{low:.1f}" if high - low < 0.05 else f"{low:.1f} to {high:.1f}"
+        share = f"{found.discordance:.0%} of the items"
+        table.add_row(share, f"{100 * found.mean:.1f}", alone, f"{found.needed:,}")
+    console.print(table)
+    count = len(baselines(checked.space))
+    console.print(
+        f"For one comparison; compare makes {count}, and in the worst case Holm's correction "
+        f"raises each gain {multiple(count) / multiple():.2f}-fold.",
+        highlight=False,
+    )
+
+
+def _independent(checked: CheckedStudy) -> list[float]:
+    """How many independent items each benchmark's holdout is worth."""
+    found: list[float] = []
+    for task, cluster in zip(checked.tasks, checked.clusters(Role.HOLDOUT), strict=True):
+        n = len(task.split.roles[Role.HOLDOUT])
+        found.append(float(n) if cluster is None else independent_items(n, len(np.unique(cluster))))
+    return found
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

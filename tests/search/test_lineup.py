@@ -1,0 +1,116 @@
+"""Models without a study: merged in memory, scored as what they would be on disk."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_models import write_family
+
+from evals.scorecard import Scorecard
+from search.commands import merge_options
+from search.lineup import CompareOptions, check_lineup, score_lineup
+from search.merging import merge_file, plan_file
+
+
+@pytest.fixture
+def options(study_folder: Path) -> CompareOptions:
+    return CompareOptions(
+        ("tiny_choice:acc", "tiny_exact:perplexity"),
+        items=24,
+        include=(study_folder / "tasks",),
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def recipe(study_folder: Path, tmp_path: Path) -> Path:
+    models = [
+        {"model": str(study_folder / "models" / name), "parameters": {"weight": 0.5}}
+        for name in ("a", "b")
+    ]
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    return path
+
+
+def scored(models: list[Path], options: CompareOptions) -> dict[str, Scorecard]:
+    lineup = check_lineup([str(model) for model in models], options)
+    return score_lineup(lineup, options, lambda *_: None)[0]
+
+
+def items(card: Scorecard) -> list[object]:
+    return [list(card.items["tiny_choice"]["acc,none"]), *card.items["tiny_exact"].values()]
+
+
+def digests(folder: Path) -> list[str]:
+    return [
+        hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.safetensors"))
+    ]
+
+
+def test_a_recipe_scores_as_the_model_that_it_writes(
+    study_folder: Path, recipe: Path, options: CompareOptions, tmp_path: Path
+):
+    written = tmp_path / "written"
+    merge_file(recipe, plan_file(recipe, 0), written, merge_options(0, "cpu", "5GB", None))
+    a, b = (study_folder / "models" / name for name in ("a", "b"))
+    cards = scored([a, recipe, b, written], options)
+    assert list(cards) == ["a", "mixed.yaml", "b", "written"]
+    assert items(cards["mixed.yaml"]) == items(cards["written"])
+    assert items(cards["mixed.yaml"]) != items(cards["a"])
+
+
+def test_the_order_changes_nothing_and_no_file_is_written_to(
+    study_folder: Path, recipe: Path, options: CompareOptions
+):
+    """Models of one kind take turns in one live model, which may lend itself a parent's tensors."""
+    before = digests(study_folder / "models")
+    a, b = (study_folder / "models" / name for name in ("a", "b"))
+    there, back = scored([a, recipe, b], options), scored([b, recipe, a], options)
+    for name, card in there.items():
+        assert items(card) == items(back[name])
+    assert items(there["a"]) != items(there["b"])
+    assert digests(study_folder / "models") == before
+
+
+def test_models_of_other_families_answer_the_same_items(
+    study_folder: Path, options: CompareOptions, tmp_path: Path
+):
+    write_family(tmp_path / "others", family="gpt2")
+    other = tmp_path / "others" / "a"
+    a = study_folder / "models" / "a"
+    renamed = tmp_path / "llama"
+    renamed.symlink_to(a)
+    lineup = check_lineup([str(renamed), str(other)], options)
+    cards, benchmarks = score_lineup(lineup, options, lambda *_: None)
+    assert lineup.pairs == (("a", "llama"),)
+    assert [len(next(iter(benchmark.items.values()))) for benchmark in benchmarks] == [24, 24]
+    assert items(cards["a"]) != items(cards["llama"])
+
+
+def test_every_model_can_be_scored_in_one_dtype(study_folder: Path, options: CompareOptions):
+    models = [study_folder / "models" / name for name in ("a", "b")]
+    lineup = check_lineup(list(map(str, models)), replace(options, dtype="bfloat16"))
+    assert {entrant.dtype for entrant in lineup.entrants} == {torch.bfloat16}
+    full, half = scored(models, options), scored(models, replace(options, dtype="bfloat16"))
+    assert items(full["a"])[1] != items(half["a"])[1]
+
+
+def test_more_items_keep_the_fewer(study_folder: Path, options: CompareOptions):
+    models = [study_folder / "models" / name for name in ("a", "b")]
+    few, many = scored(models, replace(options, items=10)), scored(models, options)
+    assert items(few["a"])[0] == items(many["a"])[0][:10]
+
+
+def test_a_task_file_is_found_where_the_command_is_called(
+    study_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(study_folder)
+    options = CompareOptions(("tasks/tiny_choice.yaml:acc",), items=5, device="cpu")
+    lineup = check_lineup(["models/a", "models/b"], options)
+    assert [task.name for task in lineup.tasks] == ["tiny_choice"]
+    by_name = CompareOptions(("tiny_choice:acc",), items=5, include=(Path("tasks"),), device="cpu")
+    assert check_lineup(["models/a", "models/b"], by_name).tasks[0].digest == lineup.tasks[0].digest
