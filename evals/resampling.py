@@ -81,15 +81,26 @@ def bootstrap(sample: Units, draws: int, generator: np.random.Generator) -> Arra
     Units with equal rows are drawn together, from a multinomial: right-or-wrong answers have few
     different rows, so thousands of draws cost next to nothing.
     """
-    rows, counts = np.unique(_smoothed(sample), axis=0, return_counts=True)
-    shares = counts / counts.sum()
+    rows = _smoothed(sample)
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    few = 2 * len(distinct) < len(rows)
     block = max(1, _AT_A_TIME // len(rows))
     parts: list[Array] = []
     for start in range(0, draws, block):
         size = min(block, draws - start)
-        totals = generator.multinomial(int(counts.sum()), shares, size=size) @ rows
+        if few:
+            totals = generator.multinomial(len(rows), counts / len(rows), size=size) @ distinct
+        else:
+            totals = _times_drawn(len(rows), size, generator) @ rows
         parts.append(totals[:, :-1] / totals[:, -1:])
     return np.concatenate(parts)
+
+
+def _times_drawn(count: int, draws: int, generator: np.random.Generator) -> Array:
+    """How often each of `count` units comes in each resample, `(draws, count)`."""
+    picked = generator.integers(0, count, (draws, count)) + count * np.arange(draws)[:, None]
+    times = np.bincount(picked.ravel(), minlength=draws * count).reshape(draws, count)
+    return times.astype(np.float64)
 
 
 def _smoothed(sample: Units) -> Array:

@@ -13,8 +13,8 @@ import numpy as np
 from evals.resampling import Array, Clusters, units
 
 _FEWEST = 3
-_FAR = 2.0  # standard deviations below the others' mean
-_NORMAL = 1.4826  # standard deviations in a normal distribution's median absolute deviation
+_FAR = 2.5  # standard deviations below the others' mean
+_Z75, _Z90 = 0.6745, 1.2816  # quantiles of the normal distribution
 
 
 def shrink(
@@ -53,10 +53,13 @@ def shrink(
 
 
 def _without_poor(scores: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which candidates are none of the far worse ones: clipped below until no more fall out."""
-    middle = np.median(scores)
-    spread = _NORMAL * np.median(np.abs(scores - middle))
-    kept = scores >= middle - 3 * spread
+    """Which candidates are none of the far worse ones: clipped below until no more fall out.
+
+    The upper half tells where to begin: the lower one may be poor altogether.
+    """
+    upper, top = np.quantile(scores, (0.75, 0.90))
+    spread = (top - upper) / (_Z90 - _Z75)
+    kept = scores >= upper - (_Z75 + _FAR) * spread
     while kept.sum() >= _FEWEST:
         near = scores >= scores[kept].mean() - _FAR * scores[kept].std(ddof=1)
         if not (kept & ~near).any():

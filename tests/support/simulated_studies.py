@@ -28,7 +28,7 @@ class World:
     """What is simulated.
 
     Attributes:
-        own: Share of the variance that is a model's own; .09 gives a discordance of about .19.
+        own: Share of the variance that is a model's own; .09 gives a discordance of about .14.
         poor: Share of the candidates that are far worse, as a search leaves them behind.
         skill: Standard deviation of the candidates' skill; .10 is about 4 points of accuracy.
         gain: How much more skill the candidates have on average than the references.
