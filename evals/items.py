@@ -125,7 +125,7 @@ def split(
         order = [at for at in order if at not in gone]
     elsewhere = sum(documents[at].likeness in taken for at in order)
     duplicates, hidden = len(documents) - len(places), len(places) - len(free)
-    if any(len(roles[role]) < (count or 1) for role, count in wanted.items()):
+    if any(len(roles[role]) < (1 if count is None else count) for role, count in wanted.items()):
         raise EvaluationError(_too_few(task, counts, len(free), duplicates, hidden, elsewhere))
     dealt = {role: roles[role] for role in Role}
     return Split(dealt, duplicates, hidden, elsewhere)
