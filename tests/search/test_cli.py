@@ -187,9 +187,9 @@ def test_models_need_tasks_and_a_study_none(run: Run, study_folder: Path):
     assert run("compare", *models) == (2, "", message)
     assert run("compare", models[0]) == (2, "", message)
     study = write(study_folder / "unrun.yaml", name="unrun")
-    code, _, err = run("compare", study, "--items", 5, "--chat-template")
+    code, _, err = run("compare", study, "--items", 5, "--apply-chat-template")
     assert code == 2
-    assert "--items, --chat-template: needs --tasks and a list of models" in err
+    assert "--items, --apply-chat-template: needs --tasks and a list of models" in err
     code, _, err = run("compare", *lined_up(study_folder)[2:])
     assert code == 2
     assert "two models or more are needed to compare, got 1" in err
