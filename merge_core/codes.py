@@ -5,7 +5,7 @@ import torch
 
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
 EVERYTHING, WINDOW, BERNOULLI, SCORED, NOTHING = range(5)
-GENERAL, WHOLE, LARGE, BETWEEN, RANDOM = range(5)
+GENERAL, WHOLE, LARGE, BETWEEN, RANDOM, RANKED = range(6)
 
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
@@ -20,7 +20,7 @@ JOB = np.dtype(
         ("divisor", np.float32),  # of sums without consensus
         ("consensus", np.int64),
         ("normalize", np.int64),
-        ("loop", np.int64),  # which loop may take it: GENERAL, ... RANDOM
+        ("loop", np.int64),  # which loop may take it: GENERAL, ... RANKED
     ]
 )
 """One tensor to write."""

@@ -152,15 +152,15 @@ def _loops(jobs: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """The fastest loop that can take each job: for two or three parents in bfloat16."""
     kinds, windows = parts["kind"], parts["kind"] == codes.WINDOW
     whole = kinds == codes.EVERYTHING
-    drawn = np.isin(kinds, (codes.BERNOULLI, codes.SCORED))
     choice = np.select(
         [
             whole.all(1) & (jobs["consensus"] == 0),
             (whole | (windows & (parts["first"] < 0))).all(1),
             (whole | windows).all(1),
-            (whole | drawn).all(1),
+            (whole | (kinds == codes.BERNOULLI)).all(1),
+            (whole | (kinds == codes.SCORED)).all(1),
         ],
-        [codes.WHOLE, codes.LARGE, codes.BETWEEN, codes.RANDOM],
+        [codes.WHOLE, codes.LARGE, codes.BETWEEN, codes.RANDOM, codes.RANKED],
         codes.GENERAL,
     )
     short = np.column_stack([jobs["out_code"], jobs["base_code"], parts["code"]]) == codes.BFLOAT16

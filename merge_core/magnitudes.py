@@ -93,7 +93,7 @@ def find_cut(vector: TaskVector, magnitudes: Magnitudes, count: int) -> Cut | No
     """
     if count <= 0:
         return Cut(float("inf"), 0)
-    at = int(np.searchsorted(magnitudes.counts, count))
+    at = int(magnitudes.counts.searchsorted(count))
     if at >= len(magnitudes.bins) or (magnitudes.bins[at] == 0 and _all_zero(magnitudes, at)):
         return None
     number = int(magnitudes.bins[at])
@@ -119,7 +119,7 @@ def _position(vector: TaskVector, magnitudes: Magnitudes, at: int, size: float, 
     if native is None or magnitudes.ties is None:
         return _position_tiled(vector, size, rank)
     seen = magnitudes.ties[:, at]
-    block = int(np.searchsorted(seen, rank))
+    block = int(seen.searchsorted(rank))
     left = rank - (int(seen[block - 1]) if block else 0)
     start = block * magnitudes.block
     stop = min(start + magnitudes.block, vector.numel)

@@ -32,6 +32,7 @@ from merge_core.codes import (
     LARGE,
     NOTHING,
     RANDOM,
+    RANKED,
     SCORED,
     WHOLE,
     WINDOW,
@@ -316,10 +317,19 @@ def _two(job, a, b, start, n, scratch):
             else:
                 _two_large(target, root, x, y, k, m, p, q, scale, plain)
         elif job.loop == BETWEEN:
-            if job.consensus:
+            if job.consensus and plain:
+                _two_between_vote(target, root, x, y, k, m, p, q, scale, plain)
+            elif job.consensus:
                 _two_between_agree(target, root, x, y, k, m, p, q, scale, plain)
             else:
                 _two_between(target, root, x, y, k, m, p, q, scale, plain)
+        elif job.loop == RANKED:
+            sk = _scores(a, at, count)
+            sm = _scores(b, at, count)
+            if job.consensus:
+                _two_random_agree(target, root, x, y, sk, sm, p, q, scale, plain)
+            else:
+                _two_random(target, root, x, y, sk, sm, p, q, scale, plain)
         elif job.consensus and plain:
             _two_random_vote(target, root, x, y, k, m, p, q, scale, plain)
         elif job.consensus:
@@ -356,10 +366,20 @@ def _three(job, a, b, c, start, n, scratch):
             else:
                 _three_large(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
         elif job.loop == BETWEEN:
-            if job.consensus:
+            if job.consensus and plain:
+                _three_between_vote(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+            elif job.consensus:
                 _three_between_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
             else:
                 _three_between(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        elif job.loop == RANKED:
+            sk = _scores(a, at, count)
+            sm = _scores(b, at, count)
+            so = _scores(c, at, count)
+            if job.consensus:
+                _three_random_agree(target, root, x, y, z, sk, sm, so, p, q, r, scale, plain)
+            else:
+                _three_random(target, root, x, y, z, sk, sm, so, p, q, r, scale, plain)
         elif job.consensus and plain:
             _three_random_vote(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
         elif job.consensus:
@@ -390,7 +410,7 @@ def _between(delta, rule, number):
 @nb.njit(inline="always")
 def _random(delta, rule, number):
     """Where a number's half, moved up by rule[4], is at most rule[5]."""
-    return rule[0] * delta if _U(number << rule[4]) <= rule[5] else _ZERO
+    return rule[0] * delta if _U(_U(number) << rule[4]) <= rule[5] else _ZERO
 
 
 @nb.njit(inline="always")
@@ -484,6 +504,7 @@ _two_random, _three_random = _loop2(_random, _sum2), _loop3(_random, _sum3)
 _two_large_agree, _three_large_agree = _loop2(_large, _agree2), _loop3(_large, _agree3)
 _two_between_agree, _three_between_agree = _loop2(_between, _agree2), _loop3(_between, _agree3)
 _two_random_agree, _three_random_agree = _loop2(_random, _agree2), _loop3(_random, _agree3)
+_two_between_vote, _three_between_vote = _loop2(_between, _vote2), _loop3(_between, _vote3)
 _two_random_vote, _three_random_vote = _loop2(_random, _vote2), _loop3(_random, _vote3)
 
 
@@ -534,19 +555,20 @@ def _shared(first, part):
 
 @nb.njit(**_COMPILED)
 def _numbers(part, first, row, start, n, scratch):
-    """A parent's random numbers or scores, unless they are in the first one's row."""
-    if part.kind == SCORED:
-        scores = _bf16(part.source + 2 * start, n)
-        numbers = _row(scratch, row, n).view(_U)
-        for i in range(n):
-            numbers[i] = scores[i]
-    elif part.kind == BERNOULLI and (row == _NUMBERS or not _shared(first, part)):
+    """A parent's random numbers, unless they are in the first one's row."""
+    if part.kind == BERNOULLI and (row == _NUMBERS or not _shared(first, part)):
         _draw(_row(scratch, row, n).view(_U), part.source, start)
 
 
 @nb.njit(inline="always")
 def _numbers_of(row, begin, count, scratch):
     return nb.carray(_f(_place(scratch, row) + 4 * begin), (count,)).view(_U)
+
+
+@nb.njit(inline="always")
+def _scores(part, at, count):
+    """A parent's scores; of one that keeps all, whatever lies there."""
+    return _bf16((part.source if part.kind == SCORED else part.address) + 2 * at, count)
 
 
 @nb.njit(inline="always")
