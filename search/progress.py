@@ -1,7 +1,7 @@
 """What a person sees while a search runs: a live panel on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -17,6 +17,9 @@ class Silent:
     """Says nothing; scripts read the final line."""
 
     def baseline(self, name: str, card: Scorecard, value: float) -> None:
+        """See `Watcher`."""
+
+    def scored(self, ways: Sequence[str]) -> None:
         """See `Watcher`."""
 
     def trial(self, record: Record, done: int) -> None:
@@ -42,6 +45,11 @@ class Lines:
         """See `Watcher`."""
         self._print(f"baseline {name}: {value:.4f} ({scores_text(card)})")
         self.clock = _Clock()  # trials are timed from here on
+
+    def scored(self, ways: Sequence[str]) -> None:
+        """See `Watcher`."""
+        for way in ways:
+            self._print(f"log-likelihoods: {way}")
 
     def trial(self, record: Record, done: int) -> None:
         """See `Watcher`."""

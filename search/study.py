@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ class Watcher(Protocol):
 
     def baseline(self, name: str, card: Scorecard, value: float) -> None:
         """A parent or a merge that needs no search was scored on the search items."""
+
+    def scored(self, ways: Sequence[str]) -> None:
+        """The first candidates were scored; how, and why so."""
 
     def trial(self, record: Record, done: int) -> None:
         """A trial ended; `done` counts all that did."""
@@ -92,6 +95,8 @@ def run_search(study: optuna.Study, bench: Bench, watcher: Watcher, stop: Stop) 
     """
     for name, card in baseline_cards(study, bench).items():
         watcher.baseline(name, card, objective([card], bench.harness.benchmarks, signal=True))
+    if ways := bench.harness.answering.ways:
+        watcher.scored(ways)
     failures = 0
     while not stop.asked and (done := _ended(study)) < bench.study.config.search.trials:
         record = run_trial(study, bench)

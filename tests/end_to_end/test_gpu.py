@@ -10,6 +10,7 @@ from tiny_study import study_dict, write_study
 
 from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import open_checkpoint
+from merge_core.combination import Stream
 from merge_core.masks import random_bits
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan
@@ -40,8 +41,8 @@ def test_cuda_merges_as_the_cpu_does(family, method):
 
 @pytest.mark.parametrize(("start", "count"), [(0, 10), (65_530, 20), (3_000_000_000, 70_000)])
 def test_random_masks_are_the_same_on_cuda(start, count):
-    here = random_bits(7, start, count, torch.device("cpu"))
-    assert torch.equal(random_bits(7, start, count, CUDA).cpu(), here)
+    here = random_bits(Stream(7, 1), start, count, torch.device("cpu"))
+    assert torch.equal(random_bits(Stream(7, 1), start, count, CUDA).cpu(), here)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
