@@ -88,7 +88,23 @@ def _run_linear(batch: _Batch) -> None:
     short = (jobs["out_code"] == codes.BFLOAT16) & (parts["code"] == codes.BFLOAT16).all(1)
     fits = short & (parts["factor"] != 0).all(1) & (1 < parts.shape[1] < 5)
     jobs["loop"] = np.where(fits, codes.WHOLE, codes.GENERAL)
-    _spread(native().linear, jobs, parts, batch)
+    fours = np.array(_fours(parts, fits), np.int64).reshape(-1, 4)
+    rest = np.setdiff1d(np.arange(len(batch)), fours)
+    if len(fours):
+        leaders = [batch[int(i)] for i in fours[:, 0]]
+        _spread(native().linear_four, jobs[fours], parts[fours], leaders)
+    if len(rest):
+        _spread(native().linear, jobs[rest], parts[rest], [batch[i] for i in rest])
+
+
+def _fours(parts: np.ndarray, fits: np.ndarray) -> list[list[int]]:
+    """Jobs of several candidates that share their sources, by four."""
+    if len(parts) < 4:
+        return []
+    alike: dict[bytes, list[int]] = {}
+    for number in np.flatnonzero(fits):
+        alike.setdefault(parts["address"][number].tobytes(), []).append(int(number))
+    return [numbers[i : i + 4] for numbers in alike.values() for i in range(0, len(numbers) - 3, 4)]
 
 
 def _run_task_vectors(batch: _Batch) -> None:
@@ -170,12 +186,19 @@ def _loops(jobs: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def _spread(loop: Any, jobs: np.ndarray, parts: np.ndarray, batch: _Batch) -> None:
-    """Run a loop over all tiles, shared among as many threads as torch uses."""
-    runs = _runs(batch, jobs["numel"])
+    """Run a loop over all tiles, shared among as many threads as torch uses.
+
+    Args:
+        loop: One of `native`.
+        jobs: `(jobs,)` or `(groups, 4)`.
+        parts: As the loop wants them.
+        batch: The jobs, or the first of each group.
+    """
+    runs = _runs(batch, jobs["numel"].reshape(len(batch), -1)[:, 0])
     threads = max(1, min(torch.get_num_threads(), len(runs) // _FEW_RUNS))
 
     def run(part: np.ndarray) -> None:
-        scratch = np.empty(native().scratch_bytes(parts.shape[1]) + 64, np.uint8)
+        scratch = np.empty(native().scratch_bytes(parts.shape[-1]) + 64, np.uint8)
         aligned = -(-scratch.ctypes.data // 64) * 64
         loop(jobs, parts, part, aligned)
 

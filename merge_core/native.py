@@ -41,6 +41,7 @@ from merge_core.codes import (
 TILE = 1024
 """Elements of a tile: what a loop works on stays in the first-level cache."""
 
+_HALF_TILE = TILE // 2
 _ROW = TILE + 48  # rows a power of two apart would fall on the same cache lines
 # Rows of the scratch memory; parents come after them.
 _SUM, _BASE, _NUMBERS, _MORE, _SHARE, _OUT, _PARENTS = range(7)
@@ -96,6 +97,28 @@ def linear(jobs, parts, runs, scratch):
             if not begun:
                 _clear(acc)
             _store(job.out, job.out_code, start, scratch, n)
+
+
+@nb.njit(cache=True, **_COMPILED)
+def linear_four(jobs, parts, runs, scratch):
+    """As `linear`, of four candidates that share their two to four sources, all in bfloat16.
+
+    Args:
+        jobs: `codes.JOB`, `(groups, 4)`.
+        parts: `codes.PART`, `(groups, 4, sources)`.
+        runs: Group, first tile, tile to stop before, `(runs, 3)`.
+        scratch: As in `linear`.
+    """
+    for run in range(runs.shape[0]):
+        group = runs[run, 0]
+        for tile in range(runs[run, 1], runs[run, 2]):
+            end = min((tile + 1) * TILE, jobs[group, 0].numel)
+            for start in range(tile * TILE, end, _HALF_TILE):  # short stores wait for less
+                n = min(_HALF_TILE, end - start)
+                _mix_four(parts, group, start, n, scratch)
+                for k in range(4):
+                    here = _place(scratch, _SUM) + 2 * _HALF_TILE * k
+                    _stream(jobs[group, k].out + 2 * start, here, 2 * n)
 
 
 @nb.njit(cache=True, **_COMPILED)
@@ -271,6 +294,64 @@ def _mix(job, parts, number, start, n, scratch):
             t = _source16(d, start, n)
             _mix4(target, x, y, z, t, a.factor, b.factor, c.factor, d.factor)
     _stream(job.out + 2 * start, _place(scratch, _OUT), 2 * n)
+
+
+@nb.njit(**_COMPILED)
+def _mix_four(parts, group, start, n, scratch):
+    """Half a tile of four candidates, one behind the other."""
+    target = _bf16(_place(scratch, _SUM), 4 * _HALF_TILE)
+    x, y = _source16(parts[group, 0, 0], start, n), _source16(parts[group, 0, 1], start, n)
+    u = (_factors(parts, group, 0), _factors(parts, group, 1))
+    if parts.shape[2] == 2:
+        _four_of_two(target, x, y, u[0], u[1])
+        return
+    z, w = _source16(parts[group, 0, 2], start, n), _factors(parts, group, 2)
+    if parts.shape[2] == 3:
+        _four_of_three(target, x, y, z, u[0], u[1], w)
+    else:
+        t = _source16(parts[group, 0, 3], start, n)
+        _four_of_four(target, x, y, z, t, u[0], u[1], w, _factors(parts, group, 3))
+
+
+@nb.njit(inline="always")
+def _factors(parts, group, source):
+    """Of a source, by candidate."""
+    return (
+        parts[group, 0, source].factor,
+        parts[group, 1, source].factor,
+        parts[group, 2, source].factor,
+        parts[group, 3, source].factor,
+    )
+
+
+@nb.njit(**_COMPILED)
+def _four_of_two(target, x, y, a, b):
+    for i in range(x.size):
+        p, q = _f32(x[i]), _f32(y[i])
+        target[i] = _near16(a[0] * p + b[0] * q)
+        target[i + _HALF_TILE] = _near16(a[1] * p + b[1] * q)
+        target[i + 2 * _HALF_TILE] = _near16(a[2] * p + b[2] * q)
+        target[i + 3 * _HALF_TILE] = _near16(a[3] * p + b[3] * q)
+
+
+@nb.njit(**_COMPILED)
+def _four_of_three(target, x, y, z, a, b, c):
+    for i in range(x.size):
+        p, q, r = _f32(x[i]), _f32(y[i]), _f32(z[i])
+        target[i] = _near16(a[0] * p + b[0] * q + c[0] * r)
+        target[i + _HALF_TILE] = _near16(a[1] * p + b[1] * q + c[1] * r)
+        target[i + 2 * _HALF_TILE] = _near16(a[2] * p + b[2] * q + c[2] * r)
+        target[i + 3 * _HALF_TILE] = _near16(a[3] * p + b[3] * q + c[3] * r)
+
+
+@nb.njit(**_COMPILED)
+def _four_of_four(target, x, y, z, t, a, b, c, d):
+    for i in range(x.size):
+        p, q, r, s = _f32(x[i]), _f32(y[i]), _f32(z[i]), _f32(t[i])
+        target[i] = _near16(a[0] * p + b[0] * q + c[0] * r + d[0] * s)
+        target[i + _HALF_TILE] = _near16(a[1] * p + b[1] * q + c[1] * r + d[1] * s)
+        target[i + 2 * _HALF_TILE] = _near16(a[2] * p + b[2] * q + c[2] * r + d[2] * s)
+        target[i + 3 * _HALF_TILE] = _near16(a[3] * p + b[3] * q + c[3] * r + d[3] * s)
 
 
 @nb.njit(**_COMPILED)

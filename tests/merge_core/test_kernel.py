@@ -4,14 +4,15 @@ import itertools
 
 import pytest
 import torch
-from reference_merges import fast_merge
+from reference_merges import Memory, fast_merge
 from tiny_models import write_family
 
 from merge_core import backends, fused
-from merge_core.apply import Workbench, apply, apply_all
+from merge_core.apply import Workbench, apply, apply_all, run_steps
 from merge_core.checkpoint import open_checkpoint
+from merge_core.geometry import Geometry, TensorRef
 from merge_core.parents import Parents
-from merge_core.plan import compile_plan
+from merge_core.plan import MergeStep, compile_plan
 from merge_core.recipe import from_dict
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -150,12 +151,6 @@ def test_threads_give_the_same_bits(case):
 def test_an_output_that_lies_anywhere_in_memory_is_written_whole(size):
     """Stores past the cache need aligned targets; others are written plainly."""
     parents, _ = family_of_tensors(2, size, torch.bfloat16)
-    from reference_merges import Memory
-
-    from merge_core.apply import run_steps
-    from merge_core.geometry import Geometry, TensorRef
-    from merge_core.plan import MergeStep
-
     step = MergeStep(
         "t", (size,), torch.bfloat16, "linear", (TensorRef("0", "t"), TensorRef("1", "t")), None,
         (("weight", (1.0, 0.0)), ("normalize", True)), None, 0,
@@ -218,6 +213,26 @@ def test_several_candidates_in_one_pass_are_what_each_is_alone(method, parents):
     apply_all(list(zip(plans, together, strict=True)))
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(one.slots[name], other.slots[name]) for name in one.slots)
+
+
+@pytest.mark.parametrize("sources", [2, 3, 4, 5])
+def test_several_weighted_sums_share_a_pass_and_keep_their_bits(sources):
+    """Five candidates: four that are read for together, and one that is left."""
+    size = 70_001
+    tensors, _ = family_of_tensors(sources, size, torch.bfloat16)
+    memory = Memory({str(i): tensor for i, tensor in enumerate(tensors)})
+    refs = tuple(TensorRef(str(i), "t") for i in range(sources))
+
+    def step(candidate):
+        weights = tuple(0.1 + 0.05 * candidate + 0.1 * i for i in range(sources))
+        params = (("weight", weights), ("normalize", True))
+        return MergeStep("t", (size,), torch.bfloat16, "linear", refs, None, params, None, 0)
+
+    alone, together = (torch.empty(5, size, dtype=torch.bfloat16) for _ in range(2))
+    for candidate in range(5):
+        run_steps([(step(candidate), alone[candidate])], Geometry(memory))
+    run_steps([(step(i), together[i]) for i in range(5)], Geometry(memory))
+    assert torch.equal(alone, together)
 
 
 def test_a_passed_through_tensor_is_lent_and_never_written_to(parents):
