@@ -173,13 +173,15 @@ class TensorGroup:
 
     def pieces(self, parent: int) -> Iterator[tuple[int, torch.Tensor]]:
         """The parent's task vector (or itself, without a base) in pieces of float32."""
-        source = self.geometry.flat(self.inputs[parent])
-        base = self.geometry.flat(self.base) if self.base else None
-        for start, end in spans(source):
-            values = widen(source[start:end], self.dtype)
-            if base is not None:
-                values = values - widen(base[start:end], self.dtype)
-            yield start, values
+        for start, end in spans(self.geometry.flat(self.inputs[parent])):
+            yield start, self.piece(parent, start, end)
+
+    def piece(self, parent: int, start: int, end: int) -> torch.Tensor:
+        """The same from one position to another, `(end - start,)`; not to be written to."""
+        values = widen(self.geometry.flat(self.inputs[parent])[start:end], self.dtype)
+        if self.base is None:
+            return values
+        return values - widen(self.geometry.flat(self.base)[start:end], self.dtype)
 
     def deltas(self) -> Iterator[tuple[int, torch.Tensor]]:
         """All parents' task vectors together, `(parents, count)` float32, piece by piece."""
@@ -310,22 +312,19 @@ def _scores(group: TensorGroup, parent: int, epsilon: float) -> torch.Tensor:
     u < density - epsilon + 2 epsilon q, with q the rank from 0 to 1, is the same as
     u + epsilon - 2 epsilon q < density.
     """
-    shape = group.shape
-    columns = shape[-1] if len(shape) else 1
+    count = group.shape.numel()
+    columns = max(1, group.shape[-1]) if len(group.shape) else 1
     stream = group.stream(parent)
-    scores = torch.empty(shape.numel(), dtype=torch.uint16)
-    rows = max(1, (1 << 20) // max(1, columns))
-    size = group.whole(parent).abs().reshape(-1, columns) if shape.numel() else None
-    for row in range(0, 0 if size is None else size.shape[0], rows):
-        assert size is not None
-        part = size[row : row + rows]
+    scores = group.geometry.keep(torch.empty(count, dtype=torch.uint16))
+    step = columns * max(1, _PIECE["cpu"] // columns)  # whole rows
+    for start in range(0, count, step):
+        part = group.piece(parent, start, min(start + step, count)).abs().view(-1, columns)
         ranks = _row_ranks(part)
         share = ranks.double() / (columns - 1) if columns > 1 else ranks.double() + 0.5
-        start = row * columns
         numbers = random_bits(stream, start, part.numel(), part.device).view(part.shape)
-        score = (numbers + BLOCK * epsilon * (1 - 2 * share)).floor().clamp(0, BLOCK - 1)
-        scores[start : start + part.numel()] = score.to(torch.uint16).reshape(-1).cpu()
-    return group.geometry.keep(scores)
+        score = (numbers + BLOCK * epsilon * (1 - 2 * share)).floor_().clamp_(0, BLOCK - 1)
+        scores[start : start + part.numel()] = score.to(torch.uint16).reshape(-1)
+    return scores
 
 
 def _row_ranks(sizes: torch.Tensor) -> torch.Tensor:
