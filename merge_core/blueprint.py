@@ -184,12 +184,13 @@ def _row(
 ) -> Row:
     """A row of the tensors of all sources, the base's last unless it is a parent too."""
     shape = specs[0].shape
-    if any(spec.shape != shape for spec in specs):
-        _refuse_shapes(specs, sources)
-    refs = tuple(
-        TensorRef(source.model, spec.name) for source, spec in zip(sources, specs, strict=True)
-    )
-    floating = all(spec.dtype.is_floating_point for spec in specs)
+    for spec in specs[1:]:
+        if spec.shape != shape:
+            _refuse_shapes(specs, sources)
+    pairs = zip(sources, specs, strict=True)
+    refs = tuple([TensorRef(source.model, spec.name) for source, spec in pairs])
+    kinds = {spec.dtype for spec in specs}  # mostly one: asking once is what makes this quick
+    floating = all(dtype.is_floating_point for dtype in kinds)
     apart = part.inputs.base is not None and site.method.base.apart
     rounding = _torch_dtype(site.recipe.dtype)
     return Row(
@@ -199,15 +200,15 @@ def _row(
         site.method.name if floating else None,
         refs[:-1] if apart else refs,
         refs[-1] if apart else None,
-        rounding if any(_loses(spec.dtype, rounding) for spec in specs) else None,
+        rounding if rounding and any(_loses(dtype, rounding) for dtype in kinds) else None,
         part.at,
         depth,
     )
 
 
-def _loses(dtype: torch.dtype, rounding: torch.dtype | None) -> bool:
+def _loses(dtype: torch.dtype, rounding: torch.dtype) -> bool:
     """Whether rounding changes values: wider dtypes hold them all, and float64 goes by float32."""
-    if rounding is None or rounding is torch.float32:
+    if rounding is torch.float32:
         return False
     return torch.promote_types(dtype, rounding) != rounding
 
@@ -234,7 +235,9 @@ def _torch_dtype(name: str | None) -> torch.dtype | None:
 
 def _out_dtype(site: Site, specs: list[TensorSpec]) -> torch.dtype:
     stated = _torch_dtype(site.recipe.out_dtype or site.recipe.dtype)
-    dtype = stated or specs[0].dtype
-    for spec in specs[1:] if stated is None else []:
+    if stated is not None:
+        return stated
+    dtype = specs[0].dtype
+    for spec in specs[1:]:
         dtype = torch.promote_types(dtype, spec.dtype)
     return dtype
