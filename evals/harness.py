@@ -157,6 +157,7 @@ class Harness:
         late = {id(tensor) for tensor in used_after(self.lm.model)}
         return frozenset(name for name, slot in self._slots.items() if id(slot) in late)
 
+    @cached_property
     def prompt(self) -> list[int]:
         """Token ids of a real prompt, at most 32: for a look at a candidate's health."""
         first = next(iter(self.benchmarks[0].items.values()))[0].requests[0]

@@ -99,19 +99,6 @@ def paired_gains(
     )
 
 
-def paired_gain(
-    first: Sequence[Array],
-    second: Sequence[Array],
-    weights: Sequence[float],
-    clusters: Sequence[Clusters | None] | None = None,
-    seed: int = 0,
-) -> Gain:
-    """Compare two models; `paired_gains` for one pair, from per-item scores `(items,)`."""
-    pairs = zip(first, second, strict=True)
-    differences = [np.asarray(a - b, dtype=np.float64)[:, None] for a, b in pairs]
-    return paired_gains(differences, weights, clusters, seed).overall[0]
-
-
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's correction for having made several comparisons: the k-th smallest of n times n - k.
 

@@ -77,7 +77,7 @@ def attempt(
     """
     start = time.perf_counter()
     merged = start
-    look = look or (lambda: health(harness.lm.model, workbench.slots, harness.prompt()))
+    look = look or (lambda: health(harness.lm.model, workbench.slots, harness.prompt))
     try:
         made = plan()
         apply(made, workbench)
@@ -101,7 +101,7 @@ def _unhealthy(bench: Bench) -> str | None:
         if name not in done or bench.looked.get(name) != done[name]
     }
     harness = bench.harness
-    reason = health(harness.lm.model, fresh, harness.prompt(), bench.norms)
+    reason = health(harness.lm.model, fresh, harness.prompt, bench.norms)
     if reason is None:
         bench.looked.update(done)
     return reason

@@ -6,6 +6,7 @@ figures that the page promises.
 
 import numpy as np
 import pytest
+from pairs import paired_gain
 from simulated_studies import (
     WORLDS,
     World,
@@ -86,5 +87,5 @@ def test_forgotten_clusters_would_make_false_claims():
     wrong = 0
     for seed in range(200):
         scores, _ = answers(np.random.default_rng(seed), world, np.zeros(2), 400)
-        wrong += statistics.paired_gain([scores[0]], [scores[1]], [1.0]).p < 0.05
+        wrong += paired_gain([scores[0]], [scores[1]], [1.0]).p < 0.05
     assert wrong / 200 > 0.10

@@ -340,8 +340,8 @@ def test_the_digest_follows_the_prompts(open_local: OpenLocal, harness_of: Harne
 def test_the_health_prompt_is_real_and_short(open_local: OpenLocal, harness_of: HarnessOf):
     harness = harness_of(open_local("tiny_choice"))
     text = harness.benchmarks[0].items[Role.SEARCH][0].requests[0].args[0]
-    assert harness.lm.tok_decode(harness.prompt()).startswith(text[:4])
-    assert 1 <= len(harness.prompt()) <= 32
+    assert harness.lm.tok_decode(harness.prompt).startswith(text[:4])
+    assert 1 <= len(harness.prompt) <= 32
 
 
 def _write_task(folder: Path, task: dict, study_folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from pairs import paired_gain
 from statsmodels.stats.multitest import multipletests
 
 from evals.errors import EvaluationError
-from evals.statistics import holm, paired_gain, paired_gains
+from evals.statistics import holm, paired_gains
 
 ITEMS = 120
 

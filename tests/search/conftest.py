@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_study import write_study
 
 from merge_core.checkpoint import Checkpoint, open_checkpoint
@@ -24,6 +25,18 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     yield write_study(folder).parent
     datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture
+def recipe(study_folder: Path, tmp_path: Path) -> Path:
+    """A mergekit recipe over the study's models."""
+    models = [
+        {"model": str(study_folder / "models" / name), "parameters": {"weight": 0.5}}
+        for name in ("a", "b")
+    ]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -31,18 +31,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-@pytest.fixture
-def recipe(study_folder: Path, tmp_path: Path) -> Path:
-    """A mergekit recipe over the study's models."""
-    models = [
-        {"model": str(study_folder / "models" / name), "parameters": {"weight": 0.5}}
-        for name in ("a", "b")
-    ]
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
-    return path
-
-
 def write(path: Path, **changes: object) -> Path:
     path.write_text(yaml.safe_dump(study_dict(**changes), sort_keys=False))
     return path

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tiny_models import write_family
 
 from evals.scorecard import Scorecard
@@ -23,17 +22,6 @@ def options(study_folder: Path) -> CompareOptions:
         include=(study_folder / "tasks",),
         device="cpu",
     )
-
-
-@pytest.fixture
-def recipe(study_folder: Path, tmp_path: Path) -> Path:
-    models = [
-        {"model": str(study_folder / "models" / name), "parameters": {"weight": 0.5}}
-        for name in ("a", "b")
-    ]
-    path = tmp_path / "mixed.yaml"
-    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
-    return path
 
 
 def scored(models: list[Path], options: CompareOptions) -> dict[str, Scorecard]:
@@ -58,9 +46,9 @@ def test_a_recipe_scores_as_the_model_that_it_writes(
     merge_file(recipe, plan_file(recipe, 0), written, merge_options(0, "cpu", "5GB", None))
     a, b = (study_folder / "models" / name for name in ("a", "b"))
     cards = scored([a, recipe, b, written], options)
-    assert list(cards) == ["a", "mixed.yaml", "b", "written"]
-    assert items(cards["mixed.yaml"]) == items(cards["written"])
-    assert items(cards["mixed.yaml"]) != items(cards["a"])
+    assert list(cards) == ["a", "recipe.yaml", "b", "written"]
+    assert items(cards["recipe.yaml"]) == items(cards["written"])
+    assert items(cards["recipe.yaml"]) != items(cards["a"])
 
 
 def test_the_order_changes_nothing_and_no_file_is_written_to(
