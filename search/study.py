@@ -30,7 +30,7 @@ class Stop:
 @contextmanager
 def open_study(checked: CheckedStudy) -> Generator[optuna.Study]:
     """Open or create the Optuna study of a study file; holds its storage meanwhile."""
-    with open_storage(checked.storage, checked.folder) as storage:
+    with open_storage(checked.storage, checked.folder, checked.config.name) as storage:
         yield _load(storage, checked.config.name)
 
 
