@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from search.errors import StudyError, first_line
 
@@ -105,6 +105,6 @@ def passing(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _PASSING:
         return first_line(error)
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    if lost or isinstance(error, OperationalError | InterfaceError):
+    if lost or isinstance(error, OperationalError | InterfaceError | PendingRollbackError):
         return first_line(error)
     return None

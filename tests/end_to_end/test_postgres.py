@@ -20,16 +20,19 @@ pytestmark = postgres.needed
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with postgres.server(tmp_path_factory.mktemp("postgres")) as running:
+def server():
+    with postgres.server() as running:
         yield running
 
 
 def test_a_second_proposer_is_told_who_holds_the_study(server, tmp_path: Path):
     with open_storage(server.url, tmp_path, "mine"):
-        with pytest.raises(StudyError, match=f"study 'mine' is in use by {holder()}; wait for it"):
-            with open_storage(server.url, tmp_path, "mine"):
-                pass
+        expected = f"study 'mine' is in use by {holder()}; wait for it"
+        with (
+            pytest.raises(StudyError, match=expected),
+            open_storage(server.url, tmp_path, "mine"),
+        ):
+            pass
         with open_storage(server.url, tmp_path, "other"):
             pass  # another study in the same database
     with open_storage(server.url, tmp_path, "mine"):
@@ -46,9 +49,11 @@ def test_a_restarted_server_is_waited_for_and_the_lock_is_taken_again(server, tm
         study.tell(study.ask(), 2.0)  # asked and told while the server is down
         away.join()
         assert [trial.value for trial in study.get_trials()] == [1.0, 2.0]
-        with pytest.raises(StudyError, match="is in use by"):
-            with open_storage(server.url, tmp_path, "restart"):
-                pass
+        with (
+            pytest.raises(StudyError, match="is in use by"),
+            open_storage(server.url, tmp_path, "restart"),
+        ):
+            pass
 
 
 def test_a_server_that_stays_away_ends_in_one_line(server, tmp_path: Path, monkeypatch):
@@ -66,27 +71,24 @@ def test_a_server_that_stays_away_ends_in_one_line(server, tmp_path: Path, monke
 def test_a_whole_study_survives_restarts_and_equals_one_in_a_folder(server, tmp_path: Path):
     search = {"sampler": "tpe", "trials": 14, "finalists": 2}
     plain = write_study(tmp_path / "plain", study_dict(search=search))
-    silent = Console(file=StringIO())
-    run_study(plain, silent)
+    run_study(plain, Console(file=StringIO()))
     there = tmp_path / "there"
     there.mkdir()
     remote = write_study(there, study_dict(search=search, storage=server.url))
 
-    stopped = threading.Event()
+    text = StringIO()
 
     def restart() -> None:
-        while not stopped.wait(0.7):
+        for number in (0, 3, 7):
+            while f"trial {number} " not in text.getvalue():
+                time.sleep(0.05)
             server.stop()
-            time.sleep(0.3)
             server.start()
 
     restarting = threading.Thread(target=restart)
     restarting.start()
-    try:
-        run_study(remote, silent)
-    finally:
-        stopped.set()
-        restarting.join()
+    run_study(remote, Console(file=text))
+    restarting.join()
     assert values(f"{there}/..", server.url) == values(str(plain.parent), "runs/tiny")
 
 

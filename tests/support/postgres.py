@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,21 +51,17 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path) -> Generator[Server]:
-    """A running server whose files are in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    user = _user()
-    if user is not None:  # the server refuses to be root
-        shutil.chown(folder, user)
-        for parent in folder.parents:
-            if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
-    made = Server(folder)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop("fast")
+def server() -> Generator[Server]:
+    """A running server whose files are in a folder that it may enter, whoever runs the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        if (user := _user()) is not None:  # the server refuses to be root
+            shutil.chown(folder, user)
+        made = Server(Path(folder))
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop("fast")
 
 
 def _user() -> str | None:
