@@ -156,8 +156,6 @@ def check_study(path: Path) -> CheckedStudy:
     space = build_space(config.recipe, config.models, mistakes)
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
-    if not mistakes:
-        _check_clusters(config, tasks, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
@@ -201,6 +199,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
     """Everything that makes two trials comparable; a study is resumed only under the same."""
     study, config = bench.study, bench.study.config
     word, _ = study.sampler
+    clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     return {
         "space": study.space.describe(),
         "recipe": _plain(study.space.template),
@@ -209,6 +208,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
+        **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
         "sampler": {"word": word, "seed": config.search.seed},
         "dtype": str(study.dtype).removeprefix("torch."),
@@ -272,14 +272,6 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
     )
 
 
-def _check_clusters(config: StudyConfig, tasks: Sequence[OpenTask], mistakes: list[str]) -> None:
-    for i, (objective, task) in enumerate(zip(config.objectives, tasks, strict=True)):
-        try:
-            item_clusters(task.name, task.documents(Role.SEARCH), objective.cluster)
-        except EvaluationError as error:
-            mistakes.append(f"objectives[{i}].cluster: {error}")
-
-
 def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]) -> TaskRequest:
     file = folder / objective.name
     return TaskRequest(
@@ -295,6 +287,7 @@ def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]
         gen_kwargs=objective.gen_kwargs,
         common_gen_kwargs=common,
         signal=objective.signal,
+        cluster=objective.cluster,
         home=folder,
     )
 
