@@ -111,6 +111,19 @@ class CheckedStudy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is normal, learnt from the parents once they are scored.
+
+    Attributes:
+        norms: The parents' norms by tensor.
+        worst: The parents' largest share of each symptom by benchmark.
+    """
+
+    norms: Mapping[str, Range]
+    worst: Mapping[str, Mapping[str, float]]
+
+
 @dataclass(slots=True)
 class Bench:
     """Everything that scoring a candidate needs, built once.
@@ -127,9 +140,14 @@ class Bench:
     study: CheckedStudy
     workbench: Workbench
     harness: Harness
-    norms: dict[str, Range] = field(default_factory=dict[str, Range])
-    worst: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    norms: Mapping[str, Range] = field(default_factory=dict[str, Range])
+    worst: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
+
+    def learn(self, reference: Reference) -> None:
+        """Hold every later candidate against the parents; what was looked at before was not."""
+        self.norms, self.worst = reference.norms, reference.worst
+        self.looked.clear()
 
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
         """For each benchmark the cluster of each of a role's items; None if all are independent."""
@@ -198,7 +216,6 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
 def protocol(bench: Bench) -> dict[str, Any]:
     """Everything that makes two trials comparable; a study is resumed only under the same."""
     study, config = bench.study, bench.study.config
-    word, _ = study.sampler
     clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     return {
         "space": study.space.describe(),
@@ -210,7 +227,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "items": config.items.model_dump(),
         **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
-        "sampler": {"word": word, "seed": config.search.seed},
+        "seed": config.search.seed,
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }

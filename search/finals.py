@@ -1,5 +1,6 @@
 """From trials to a claim: choose among the best on fresh items, compare on the sealed ones."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from merge_core.recipe import Recipe, from_dict, to_dict
 from search.baselines import baselines, parents
 from search.bench import Bench
 from search.errors import NothingFound
+from search.evaluators import Evaluators, Job
 from search.record import (
     Record,
     by_fingerprint,
@@ -121,7 +123,9 @@ class Claim:
 WINNER = "winner"
 
 
-def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
+def select_winner(
+    study: optuna.Study, bench: Bench, evaluators: Evaluators
+) -> tuple[Finalist, ...]:
     """Score the best trials on the select items and rank them; the first is the winner.
 
     The ranking pools search and select items: every finalist's search score is inflated by about
@@ -130,26 +134,35 @@ def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
     Raises:
         NothingFound: If no trial has a score.
     """
-    cards: dict[str, Any] = study.user_attrs.get("select", {})
-    found: list[Finalist] = []
-    before = len(cards)
+    best = _best(study, bench.study.config.search.finalists)
+    cards = _select_cards(study, best, evaluators)
     worth = shrunken(study, bench, signal=True)
-    for record in _best(study, bench.study.config.search.finalists):
-        key = record.recipe.fingerprint
-        if key not in cards:
-            outcome = evaluate(record.recipe, bench, Role.SELECT)
-            if outcome.scorecard is None:
-                continue
-            cards[key] = card_to_dict(outcome.scorecard)
-        card = card_from_dict(cards[key])
-        found.append(_finalist(record, card, worth[key], bench))
+    found = [
+        _finalist(record, card_from_dict(cards[key]), worth[key], bench)
+        for record in best
+        if (key := record.recipe.fingerprint) in cards
+    ]
     if not found:
         raise NothingFound("no trial of this study has a score; run it first")
     found.sort(key=lambda finalist: (-finalist.pooled, finalist.record.number))
-    if len(cards) > before:
-        study.set_user_attr("select", cards)
     study.set_user_attr("winner", found[0].record.number)
     return tuple(found)
+
+
+def _select_cards(
+    study: optuna.Study, best: Sequence[Record], evaluators: Evaluators
+) -> dict[str, Any]:
+    """Scorecards on the select items by fingerprint; those that are stored aren't made again."""
+    cards: dict[str, Any] = study.user_attrs.get("select", {})
+    missing = [record for record in best if record.recipe.fingerprint not in cards]
+    jobs = [Job(record.recipe, Role.SELECT) for record in missing]
+    for position, outcome in evaluators.score(jobs):
+        if outcome.scorecard is not None:
+            key = missing[position].recipe.fingerprint
+            cards[key] = card_to_dict(outcome.scorecard)
+    if missing:
+        study.set_user_attr("select", cards)
+    return cards
 
 
 def winner(study: optuna.Study) -> Record:

@@ -14,6 +14,8 @@ from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
 
+_LAST = "merge_seconds"  # is written after everything else
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -39,12 +41,15 @@ class Record:
     reused: int | None
     flags: tuple[str, ...] = ()
 
+    def with_value(self, value: float) -> "Record":
+        """The same trial with its value."""
+        return replace(self, value=value)
+
 
 def save(trial: Trial, record: Record) -> None:
     """Put everything but the value into the trial's attributes."""
     trial.set_user_attr("recipe", to_dict(record.recipe))
     trial.set_user_attr("fingerprint", record.recipe.fingerprint)
-    trial.set_user_attr("merge_seconds", round(record.merge_seconds, 4))
     if record.scorecard is not None:
         trial.set_user_attr("scorecard", card_to_dict(record.scorecard))
     if record.failure is not None:
@@ -53,6 +58,12 @@ def save(trial: Trial, record: Record) -> None:
         trial.set_user_attr("reused", record.reused)
     if record.flags:
         trial.set_user_attr("flags", list(record.flags))
+    trial.set_user_attr(_LAST, round(record.merge_seconds, 4))
+
+
+def saved(trial: FrozenTrial) -> bool:
+    """Whether all of a trial's result is there, though it may not be told yet."""
+    return _LAST in trial.user_attrs
 
 
 def load(trial: FrozenTrial) -> Record:

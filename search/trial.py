@@ -1,13 +1,13 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from evals.activations import Keys
-from evals.guards import health
+from evals.guards import health, norm
 from evals.harness import Harness
 from evals.items import Role
 from evals.scorecard import Scorecard
@@ -28,18 +28,26 @@ class Outcome:
         failure: Why not.
         merge_seconds: Wall time of the merge.
         flags: What to know before believing the scores.
+        norms: Of the merged tensors by name, if they were asked for.
     """
 
     scorecard: Scorecard | None
     failure: str | None
     merge_seconds: float
     flags: tuple[str, ...] = ()
+    norms: Mapping[str, float] | None = None
 
 
-def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
+def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False) -> Outcome:
     """Merge a recipe into the live model and score it on one role's items.
 
     Whatever goes wrong with this one candidate becomes its reason; the study goes on.
+
+    Args:
+        recipe: What to merge.
+        bench: With the role's items.
+        role: Which items.
+        measure: Whether to take the norms of the merged tensors too.
     """
     outcome = attempt(
         lambda: bench.study.plan(recipe),
@@ -54,7 +62,13 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role) -> Outcome:
         return outcome
     reason = failing(card, bench.worst) if bench.worst else None
     told = flags(card, bench.worst)
-    return Outcome(card if reason is None else None, reason, outcome.merge_seconds, told)
+    norms = _norms(bench) if measure else None
+    return Outcome(card if reason is None else None, reason, outcome.merge_seconds, told, norms)
+
+
+def _norms(bench: Bench) -> dict[str, float]:
+    slots = bench.workbench.slots.items()
+    return {name: norm(slot) for name, slot in slots if slot.is_floating_point()}
 
 
 def attempt(

@@ -140,12 +140,22 @@ def test_larger_budget_goes_on(tmp_path):
     assert [trial.number for trial in stored(study)] == list(range(8))
 
 
+def test_another_sampler_goes_on_from_the_same_trials(tmp_path):
+    study = write_study(tmp_path)
+    run_study(study, silent())
+    write_study(tmp_path, study_dict(search={"sampler": "tpe", "trials": 8, "finalists": 3}))
+    run_study(study, silent())
+    with open_study(check_study(study)) as opened:
+        assert opened.user_attrs["samplers"] == [[0, "random"], [6, "tpe"]]
+        assert len(opened.trials) == 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"items": {"search": 12, "select": 8, "holdout": 16}}, "items.search: was 16, is 12"),
         ({"dtype": "bfloat16"}, 'dtype: was "float32", is "bfloat16"'),
-        ({"search": {"sampler": "tpe", "trials": 6}}, 'sampler.word: was "random", is "tpe"'),
+        ({"search": {"sampler": "random", "seed": 1}}, "seed: was 0, is 1"),
     ],
 )
 def test_other_conditions_are_refused(finished, change, message):

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
+from search.asking import Proposer, next_trial, suggest
 from search.samplers import choose_sampler, refusal, trial_seed
 from search.space import SearchSpace
-from search.study import next_trial, suggest
 
 Read = Callable[[dict[str, Any]], SearchSpace]
 WORDS = ("tpe", "cmaes", "gp", "qmc", "random")
@@ -47,10 +47,7 @@ class Search:
     """
 
     def __init__(self, word: str, space: SearchSpace, seed: int = 5) -> None:
-        config = SimpleNamespace(search=SimpleNamespace(seed=seed))
-        self.bench = SimpleNamespace(
-            study=SimpleNamespace(sampler=(word, ""), space=space, config=config)
-        )
+        self.space, self.proposer = space, Proposer(word, seed, batch=1)
         self.storage = optuna.storages.InMemoryStorage()
         self.study = optuna.create_study(storage=self.storage, study_name="s", direction="maximize")
 
@@ -59,15 +56,19 @@ class Search:
         self.study = optuna.load_study(study_name="s", storage=self.storage)
 
     def trial(self) -> None:
-        trial = next_trial(self.study, self.bench)
-        self.study.tell(trial, value_of(suggest(trial, self.bench.study.space)))
+        trial = self.next_trial()
+        self.study.tell(trial, value_of(suggest(trial, self.space)))
 
     def killed(self, drawn: int) -> None:
         """A trial that is asked for, of which some values are drawn, and that is never told."""
-        trial = next_trial(self.study, self.bench)
-        space = self.bench.study.space
-        suggest(trial, replace(space, dimensions=space.dimensions[:drawn]))
+        trial = self.next_trial()
+        suggest(trial, replace(self.space, dimensions=self.space.dimensions[:drawn]))
         self.reopen()
+
+    def next_trial(self) -> optuna.Trial:
+        trials = self.study.get_trials()
+        number = len(trials) - (bool(trials) and trials[-1].state is TrialState.RUNNING)
+        return next_trial(self.study, self.space, self.proposer, number)
 
     @property
     def params(self) -> list[dict[str, Any]]:
