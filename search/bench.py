@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from evals.answering import Practice
 from evals.clusters import item_clusters
 from evals.errors import EvaluationError
 from evals.guards import Range
@@ -118,10 +119,12 @@ class Reference:
     Attributes:
         norms: The parents' norms by tensor.
         worst: The parents' largest share of each symptom by benchmark.
+        practice: How requests came to be answered in this study; None if that wasn't kept.
     """
 
     norms: Mapping[str, Range]
     worst: Mapping[str, Mapping[str, float]]
+    practice: Practice | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +150,8 @@ class Bench:
     def learn(self, reference: Reference) -> None:
         """Hold every later candidate against the parents; what was looked at before was not."""
         self.norms, self.worst = reference.norms, reference.worst
+        if reference.practice is not None:
+            self.harness.answering.adopt(reference.practice)
         self.looked.clear()
 
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
