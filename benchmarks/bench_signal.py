@@ -40,7 +40,7 @@ from search.trial import evaluate  # noqa: E402
 
 SIGNALS = ("probability", "metric")
 KINDS = ("options", "exact")
-SELECT, HOLDOUT, FINALISTS = 64, 512, 8
+SELECT, HOLDOUT, FINALISTS = 20, 300, 8
 _OPTIONS = 12
 
 
@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--items", type=int, default=64, help="search items of each task")
+    parser.add_argument("--items", type=int, default=20, help="search items of each task")
     return parser.parse_args()
 
 
@@ -101,7 +101,12 @@ def _search(study: Path, seed: int, signal: str, options: argparse.Namespace) ->
     data["storage"] = f"runs/{data['name']}"
     data["objectives"] = [o | {"signal": signal} for o in data["objectives"]]
     data["items"] = {"search": options.items, "select": SELECT, "holdout": HOLDOUT, "seed": seed}
-    data["search"] |= {"trials": options.trials, "finalists": FINALISTS, "seed": seed}
+    data["search"] |= {
+        "sampler": "tpe",
+        "trials": options.trials,
+        "finalists": FINALISTS,
+        "seed": seed,
+    }
     path = study.with_name("one.yaml")
     path.write_text(yaml.safe_dump(data))
     checked = check_study(path)

@@ -66,15 +66,15 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False)
         return replace(outcome, practice=practice)
     reason = failing(card, bench.worst) if bench.worst else None
     told = flags(card, bench.worst)
-    norms = _norms(bench) if measure else None
+    norms = norms_of(bench.workbench.slots) if measure else None
     return Outcome(
         card if reason is None else None, reason, outcome.merge_seconds, told, norms, practice
     )
 
 
-def _norms(bench: Bench) -> dict[str, float]:
-    slots = bench.workbench.slots.items()
-    return {name: norm(slot) for name, slot in slots if slot.is_floating_point()}
+def norms_of(slots: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The norm of every live tensor that holds weights, by name."""
+    return {name: norm(slot) for name, slot in slots.items() if slot.is_floating_point()}
 
 
 def attempt(
