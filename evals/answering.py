@@ -1,7 +1,8 @@
 # pyright: standard
 """Requests in, responses out: each kind of request by its quickest way that equals lm-eval's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -13,6 +14,28 @@ from evals.prefixes import Window
 
 Asked = tuple[Instance, tuple[Window, ...]]
 """A request with its token windows; none for a generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Practice:
+    """How requests came to be answered, so that another process can go on in the same way.
+
+    The quick and the plain way round differently, and so do batches of other sizes: which one is
+    taken was decided by the first candidate that was scored and by what memory held, and would be
+    decided otherwise by another candidate on another day.
+
+    Attributes:
+        sequences: Sequences per forward pass.
+        gates: For each kind of request whether contexts are shared, and a sentence that says why.
+    """
+
+    sequences: int
+    gates: Mapping[str, tuple[bool, str]]
+
+    def joined(self, other: "Practice") -> "Practice":
+        """What holds for both: the smaller batches, and decisions in the order they were taken."""
+        sequences = min(self.sequences, other.sequences)
+        return Practice(sequences, {**other.gates, **self.gates})
 
 
 _Key = tuple[str, tuple[int, ...]]
@@ -38,6 +61,24 @@ class Answering:
     def ways(self) -> tuple[str, ...]:
         """How log-likelihoods were computed and why, a sentence for each set of requests."""
         return tuple(dict.fromkeys(scorer.way for _, scorer in self._scorers.values()))
+
+    @property
+    def practice(self) -> Practice:
+        """What was found out so far."""
+        decided = {
+            kind: (gate.shares, gate.way)
+            for kind, gate in self._gates.items()
+            if gate.shares is not None
+        }
+        return Practice(self._size.sequences, decided)
+
+    def adopt(self, practice: Practice) -> None:
+        """Go on as another process began; nothing is decided anew for the kinds it knows."""
+        if self._size.automatic:
+            self._size.sequences = practice.sequences
+        for kind, (shares, way) in practice.gates.items():
+            gate = self._gates.setdefault(kind, Gate())
+            gate.shares, gate.way = shares, way
 
     @property
     def left_out(self) -> int:

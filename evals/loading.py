@@ -42,6 +42,7 @@ class TaskRequest:
         common_gen_kwargs: Those of the whole study, under these; a task that generates nothing
             has no use for them.
         signal: What the search looks at: `auto`, `metric` or one of `signals.SIGNALS`.
+        cluster: The field whose equal values make items belong together; None looks for a passage.
     """
 
     task: str
@@ -54,6 +55,7 @@ class TaskRequest:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     common_gen_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     signal: str = "auto"
+    cluster: str | None = None
     home: Path | None = None
 
 

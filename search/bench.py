@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from evals.answering import Practice
 from evals.clusters import item_clusters
 from evals.errors import EvaluationError
 from evals.guards import Range
@@ -118,10 +119,12 @@ class Reference:
     Attributes:
         norms: The parents' norms by tensor.
         worst: The parents' largest share of each symptom by benchmark.
+        practice: How requests came to be answered in this study; None if that wasn't kept.
     """
 
     norms: Mapping[str, Range]
     worst: Mapping[str, Mapping[str, float]]
+    practice: Practice | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +150,8 @@ class Bench:
     def learn(self, reference: Reference) -> None:
         """Hold every later candidate against the parents; what was looked at before was not."""
         self.norms, self.worst = reference.norms, reference.worst
+        if reference.practice is not None:
+            self.harness.answering.adopt(reference.practice)
         self.looked.clear()
 
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
@@ -174,8 +179,6 @@ def check_study(path: Path) -> CheckedStudy:
     space = build_space(config.recipe, config.models, mistakes)
     checkpoints = open_models(config.models, folder, mistakes)
     tasks = _open_tasks(config, folder, mistakes)
-    if not mistakes:
-        _check_clusters(config, tasks, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
@@ -218,6 +221,7 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
 def protocol(bench: Bench) -> dict[str, Any]:
     """Everything that makes two trials comparable; a study is resumed only under the same."""
     study, config = bench.study, bench.study.config
+    clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     return {
         "space": study.space.describe(),
         "recipe": _plain(study.space.template),
@@ -226,6 +230,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
+        **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
         "seed": config.search.seed,
         "dtype": str(study.dtype).removeprefix("torch."),
@@ -289,14 +294,6 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
     )
 
 
-def _check_clusters(config: StudyConfig, tasks: Sequence[OpenTask], mistakes: list[str]) -> None:
-    for i, (objective, task) in enumerate(zip(config.objectives, tasks, strict=True)):
-        try:
-            item_clusters(task.name, task.documents(Role.SEARCH), objective.cluster)
-        except EvaluationError as error:
-            mistakes.append(f"objectives[{i}].cluster: {error}")
-
-
 def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]) -> TaskRequest:
     file = folder / objective.name
     return TaskRequest(
@@ -312,6 +309,7 @@ def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]
         gen_kwargs=objective.gen_kwargs,
         common_gen_kwargs=common,
         signal=objective.signal,
+        cluster=objective.cluster,
         home=folder,
     )
 

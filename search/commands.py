@@ -172,13 +172,15 @@ def compare_models(
     def report(name: str, card: Scorecard) -> None:
         console.print(f"scored {name} in {card.seconds:.1f} s", highlight=False, markup=False)
 
-    cards, benchmarks = score_lineup(lineup, options, report)
+    cards, benchmarks, strange = score_lineup(lineup, options, report)
     verdicts = compare(cards, lineup.pairs, benchmarks, item_clusters_of(lineup), margin)
     if quiet:
         return verdicts
     values = {name: objective([card], benchmarks) for name, card in cards.items()}
     items = sum(score.n for score in next(iter(cards.values())).scores)
     print_scores(console, f"{items:,} items", cards, values)
+    for name, flag in ((name, flag) for name, found in strange.items() for flag in found):
+        console.print(f"Warning: {name}: {flag}", highlight=False, markup=False, soft_wrap=True)
     print_verdicts(console, cards, verdicts)
     for candidate in verdicts.chances:
         told = conclusion(verdicts, candidate, candidate), chance_sentence(verdicts, candidate)

@@ -25,7 +25,9 @@ from search.record import (
     card_from_dict,
     card_to_dict,
     finished,
+    keep_practice,
     load,
+    stored_practice,
 )
 from search.trial import evaluate
 
@@ -157,6 +159,7 @@ def _select_cards(
     missing = [record for record in best if record.recipe.fingerprint not in cards]
     jobs = [Job(record.recipe, Role.SELECT) for record in missing]
     for position, outcome in evaluators.score(jobs):
+        keep_practice(study, outcome.practice)
         if outcome.scorecard is not None:
             key = missing[position].recipe.fingerprint
             cards[key] = card_to_dict(outcome.scorecard)
@@ -198,6 +201,8 @@ def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
         cards = known.cards
     else:
         _look(study, best)
+        if (practice := stored_practice(study)) is not None:
+            bench.harness.answering.adopt(practice)
         # What is compared is what is stored, to the last digit.
         cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
     benchmarks = bench.harness.benchmarks

@@ -8,6 +8,7 @@ from typing import Any
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
+from evals.answering import Practice
 from evals.compact import pack, unpack
 from evals.items import Role
 from evals.objective import Reading, objective
@@ -164,6 +165,25 @@ def card_from_dict(data: Mapping[str, Any]) -> Scorecard:
     scores = tuple(Score(*entry) for entry in data["scores"])
     role = Role(data["role"]) if "role" in data else None
     return Scorecard(scores, items, data["seconds"], role, data.get("symptoms", {}))
+
+
+def keep_practice(study: Study, found: Practice | None) -> None:
+    """Write down how requests are answered, where that isn't known of the study yet.
+
+    Before the results are written that were made so: none must be without it.
+    """
+    known = stored_practice(study)
+    joined = found if known is None or found is None else known.joined(found)
+    if joined is not None and joined != known:
+        study.set_user_attr("practice", asdict(joined))
+
+
+def stored_practice(study: Study) -> Practice | None:
+    """How this study's requests are answered."""
+    data = study.user_attrs.get("practice")
+    if data is None:
+        return None
+    return Practice(data["sequences"], {k: (s, way) for k, (s, way) in data["gates"].items()})
 
 
 def _asked(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from evals.answering import Practice
 from evals.guards import Range, ranges
 from evals.items import Role
 from evals.objective import Reading, objective, reading
@@ -25,11 +26,13 @@ from search.record import (
     by_fingerprint,
     card_from_dict,
     card_to_dict,
+    keep_practice,
     load,
     readings_from_dict,
     readings_to_dict,
     save,
     saved,
+    stored_practice,
 )
 from search.samplers import choose_sampler
 from search.study import Stop
@@ -182,6 +185,7 @@ class _Search:
             [Job(one.recipe, Role.SEARCH) for one in jobs], lambda at: self._begin(jobs[at].trial)
         ):
             one = jobs[position]
+            keep_practice(self.study, outcome.practice)
             record = found[one.recipe.fingerprint] = self._kept(one, self._record(one, outcome))
             yield record
         for one in asked:  # the same recipe twice in a batch
@@ -258,7 +262,8 @@ def baseline_cards(
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
     cards = {name: card_from_dict(data) for name, data in stored.items()}
     if not stored:
-        cards, norms = _score_baselines(baselines(bench.study.space), evaluators)
+        cards, norms, practice = _score_baselines(baselines(bench.study.space), evaluators)
+        keep_practice(study, practice)
         known = [
             reading(one, cards[AVERAGE if AVERAGE in cards else next(iter(cards))])
             for one in bench.harness.benchmarks
@@ -268,19 +273,23 @@ def baseline_cards(
         study.set_user_attr("baselines", {n: card_to_dict(card) for n, card in cards.items()})
     norms = {n: Range(low, high) for n, (low, high) in study.user_attrs["norms"].items()}
     worst = worst_of([card for name, card in cards.items() if name != AVERAGE])
-    evaluators.learn(Reference(norms, worst))
+    evaluators.learn(Reference(norms, worst, stored_practice(study)))
     return cards
 
 
 def _score_baselines(
     recipes: Mapping[str, Recipe], evaluators: Evaluators
-) -> tuple[dict[str, Scorecard], dict[str, Range]]:
+) -> tuple[dict[str, Scorecard], dict[str, Range], Practice | None]:
     names = list(recipes)
     found: dict[str, Outcome] = {}
+    practice: Practice | None = None
     jobs = [Job(recipes[name], Role.SEARCH, measure=name != AVERAGE) for name in names]
     for position, outcome in evaluators.score(jobs):
         if outcome.scorecard is None:
             raise NothingFound(f"'{names[position]}' itself can't be scored: {outcome.failure}")
         found[names[position]] = outcome
+        if outcome.practice is not None:
+            practice = outcome.practice if practice is None else practice.joined(outcome.practice)
     cards = {name: card for name in names if (card := found[name].scorecard)}
-    return cards, ranges([dict(found[name].norms or {}) for name in names if name != AVERAGE])
+    norms = ranges([dict(found[name].norms or {}) for name in names if name != AVERAGE])
+    return cards, norms, practice

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from evals.activations import Keys
+from evals.answering import Practice
 from evals.guards import health, norm
 from evals.harness import Harness
 from evals.items import Role
@@ -29,6 +30,7 @@ class Outcome:
         merge_seconds: Wall time of the merge.
         flags: What to know before believing the scores.
         norms: Of the merged tensors by name, if they were asked for.
+        practice: How the requests were answered.
     """
 
     scorecard: Scorecard | None
@@ -36,6 +38,7 @@ class Outcome:
     merge_seconds: float
     flags: tuple[str, ...] = ()
     norms: Mapping[str, float] | None = None
+    practice: Practice | None = None
 
 
 def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False) -> Outcome:
@@ -58,17 +61,20 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False)
         keys=lambda plan: layer_keys(plan, bench),
     )
     card = outcome.scorecard
+    practice = bench.harness.answering.practice
     if card is None:
-        return outcome
+        return replace(outcome, practice=practice)
     reason = failing(card, bench.worst) if bench.worst else None
     told = flags(card, bench.worst)
-    norms = _norms(bench) if measure else None
-    return Outcome(card if reason is None else None, reason, outcome.merge_seconds, told, norms)
+    norms = norms_of(bench.workbench.slots) if measure else None
+    return Outcome(
+        card if reason is None else None, reason, outcome.merge_seconds, told, norms, practice
+    )
 
 
-def _norms(bench: Bench) -> dict[str, float]:
-    slots = bench.workbench.slots.items()
-    return {name: norm(slot) for name, slot in slots if slot.is_floating_point()}
+def norms_of(slots: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The norm of every live tensor that holds weights, by name."""
+    return {name: norm(slot) for name, slot in slots.items() if slot.is_floating_point()}
 
 
 def attempt(
