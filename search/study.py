@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from evals.guards import Range, norm, ranges
 from evals.items import Role
-from evals.objective import objective, reading
+from evals.objective import objective
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from search.baselines import AVERAGE, baselines
@@ -94,7 +94,7 @@ def run_search(study: optuna.Study, bench: Bench, watcher: Watcher, stop: Stop) 
         NothingFound: If many trials in a row can't be scored.
     """
     for name, card in baseline_cards(study, bench).items():
-        watcher.baseline(name, card, objective([card], bench.harness.benchmarks, signal=True))
+        watcher.baseline(name, card, objective([card], bench.readings, signal=True))
     if ways := bench.harness.answering.ways:
         watcher.scored(ways)
     failures = 0
@@ -168,11 +168,7 @@ def baseline_cards(study: optuna.Study, bench: Bench) -> dict[str, Scorecard]:
     cards = {name: card_from_dict(data) for name, data in stored.items()}
     if not stored:
         cards, norms = _score_baselines(bench)
-        known = [
-            reading(one, cards[AVERAGE if AVERAGE in cards else next(iter(cards))])
-            for one in bench.harness.benchmarks
-        ]
-        study.set_user_attr("readings", readings_to_dict(known))
+        study.set_user_attr("readings", readings_to_dict(bench.readings))
         study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
         study.set_user_attr("baselines", {n: card_to_dict(card) for n, card in cards.items()})
     bench.norms = {n: Range(low, high) for n, (low, high) in study.user_attrs["norms"].items()}
@@ -238,6 +234,6 @@ def _try(study: optuna.Study, bench: Bench, number: int, recipe: Any, attempts: 
     else:
         outcome = evaluate(recipe, bench, Role.SEARCH)
     card = outcome.scorecard
-    value = None if card is None else objective([card], bench.harness.benchmarks, signal=True)
+    value = None if card is None else objective([card], bench.readings, signal=True)
     seconds, flags = outcome.merge_seconds, outcome.flags
     return Record(number, recipe, value, card, outcome.failure, seconds, None, flags)
