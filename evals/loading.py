@@ -75,6 +75,12 @@ def task_manager(
     return TaskManager(include_path=paths, include_defaults=True, metadata=given)
 
 
+def local_names(include: Sequence[Path]) -> frozenset[str]:
+    """Names of the tasks, groups and tags under some folders."""
+    paths: list[str | Path] = [str(path) for path in include]
+    return frozenset(TaskManager(include_path=paths, include_defaults=False).all_tasks)
+
+
 def load(manager: TaskManager, request: TaskRequest) -> tuple[Group | None, list[ConfigurableTask]]:
     """Load the lm-eval tasks that a study's name means, its arguments put over theirs.
 
