@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import aggregate_subtask_metrics
+from lm_eval.api.metrics import aggregate_subtask_metrics, mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -22,6 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from evals.activations import Keys, used_after
 from evals.answering import Answering, Asked
 from evals.errors import EvaluationError
+from evals.figures import FIGURES, figure_name, keep, whole
 from evals.guards import disagreement
 from evals.items import Role
 from evals.prefixes import Window
@@ -81,14 +82,22 @@ class Benchmark:
     by_size: bool = True
 
     def aggregate(self, values: Sequence[Value]) -> float:
-        """The metric's own way from per-item values of one task to one figure."""
-        return float(self.aggregations[self.metric.split(",")[0]](list(values)))
+        """The metric's own way from what is kept of one task's items to one figure."""
+        return whole(self.aggregations[self.metric.split(",")[0]], values)
 
     @property
-    def aggregations(self) -> Mapping[str, Callable[[list[Value]], float]]:
-        """The way of each metric that the task has, by lm-eval's name."""
+    def aggregations(self) -> Mapping[str, Callable[[list[Any]], float]]:
+        """lm-eval's aggregation of each metric that the task has, by lm-eval's name."""
         task = self._task
-        return {self.metric.split(",")[0]: self.aggregate} if task is None else task.aggregation()
+        return {self.metric.split(",")[0]: mean} if task is None else task.aggregation()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every metric of the task under each of its filters, as a scorecard calls them."""
+        task = self._task
+        names = [ensemble.name for ensemble in task._filters] if task else []
+        every = [f"{metric},{name}" for metric in self.aggregations for name in names]
+        return tuple(dict.fromkeys((self.metric, *every)))
 
     def better(self, metric: str) -> bool:
         """Whether a higher figure of a metric is better by the task's own word."""
@@ -310,31 +319,34 @@ def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Valu
         task._instances = [r for item in items if item.task is task for r in item.requests]
         task.apply_filters()
         task._instances = None
-    values: dict[str, list[Value]] = {}
+    found: dict[str, list[tuple[Item, Any]]] = {}
+    signals: list[Value] = []
     metric, signal = benchmark.metric.split(",")[0], benchmark.signal
     for item in items:
         for name in item.requests[0].filtered_resps:
             responses = [request.filtered_resps[name] for request in item.requests]
             for key, value in item.task.process_results(item.document, responses).items():
-                if (plain := _plain(value)) is not None:
-                    values.setdefault(f"{key},{name}", []).append(plain)
+                found.setdefault(f"{key},{name}", []).append((item, value))
         if signal is not None:
             answers = [request.resps[0] for request in item.requests]
             graded = signal_of(signal, metric, item.task, item.document, answers)
-            values.setdefault(signal, []).append(graded)
-    return values
+            signals.append(graded)
+    values = {key: _kept(key.split(",")[0], results) for key, results in found.items()}
+    if signal is not None:
+        values[signal] = signals
+    return {key: kept for key, kept in values.items() if kept}
 
 
-def _plain(value: Any) -> Value | None:
-    """A metric's per-item result as numbers, or None for those that keep texts."""
-    if isinstance(value, tuple | list):
-        parts = [_plain(part) for part in value]
-        flat = tuple(part for part in parts if isinstance(part, float))
-        return flat if len(flat) == len(parts) else None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _kept(metric: str, results: Sequence[tuple[Item, Any]]) -> list[Value]:
+    """What is kept of each item's result, task by task; an item without a number is left out."""
+    kept: list[Value | None] = [None] * len(results)
+    for number in dict.fromkeys(item.subtask for item, _ in results):
+        places = [at for at, (item, _) in enumerate(results) if item.subtask == number]
+        aggregate = results[places[0]][0].task.aggregation().get(metric)
+        values = keep(aggregate, [results[at][1] for at in places])
+        for at, value in zip(places, values, strict=True):
+            kept[at] = value
+    return [value for value in kept if value is not None]
 
 
 def _score(benchmark: Benchmark, role: Role, results: dict[str, list[Value]]) -> Score:
@@ -345,5 +357,7 @@ def _score(benchmark: Benchmark, role: Role, results: dict[str, list[Value]]) ->
     found = mean_score(
         benchmark.name, benchmark.metric, values, lambda given: benchmark.figure(given, role)
     )
+    figure = figure_name(benchmark.aggregations[benchmark.metric.split(",")[0]])
     # The plain standard error is of a mean over items, which an equal vote of tasks is not.
-    return found if benchmark.by_size else replace(found, stderr=None)
+    error = found.stderr if benchmark.by_size else None
+    return replace(found, stderr=error, unit=FIGURES[figure].unit if figure else 1.0)

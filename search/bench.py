@@ -19,6 +19,7 @@ from evals.guards import Range
 from evals.harness import Harness
 from evals.items import Counts, Role
 from evals.loading import TaskRequest
+from evals.objective import Reading, reading
 from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.settings import Settings
@@ -138,6 +139,7 @@ class Bench:
         norms: The parents' norms by tensor, once they are known.
         worst: The parents' largest share of each symptom by benchmark, once they are scored.
         looked: The step that made each tensor that was last found healthy.
+        readings: How the benchmarks' results are read, in the order of the study.
     """
 
     study: CheckedStudy
@@ -146,6 +148,10 @@ class Bench:
     norms: Mapping[str, Range] = field(default_factory=dict[str, Range])
     worst: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
+    readings: tuple[Reading, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readings = tuple(reading(benchmark) for benchmark in self.harness.benchmarks)
 
     def learn(self, reference: Reference) -> None:
         """Hold every later candidate against the parents; what was looked at before was not."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from optuna import Study, Trial
@@ -142,7 +142,7 @@ def readings_from_dict(study: Study) -> list[Reading]:
 def card_to_dict(card: Scorecard) -> dict[str, Any]:
     """A scorecard as JSON; its per-item results are rounded as `evals.compact` says."""
     data: dict[str, Any] = {
-        "scores": [[s.task, s.metric, s.value, s.stderr, s.n, s.unscored] for s in card.scores],
+        "scores": [list(astuple(score)) for score in card.scores],
         "items": {
             task: {metric: pack(values) for metric, values in metrics.items()}
             for task, metrics in card.items.items()

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evals.answering import Practice
 from evals.guards import Range, ranges
 from evals.items import Role
-from evals.objective import Reading, objective, reading
+from evals.objective import Reading, objective
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
@@ -264,11 +264,7 @@ def baseline_cards(
     if not stored:
         cards, norms, practice = _score_baselines(baselines(bench.study.space), evaluators)
         keep_practice(study, practice)
-        known = [
-            reading(one, cards[AVERAGE if AVERAGE in cards else next(iter(cards))])
-            for one in bench.harness.benchmarks
-        ]
-        study.set_user_attr("readings", readings_to_dict(known))
+        study.set_user_attr("readings", readings_to_dict(bench.readings))
         study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
         study.set_user_attr("baselines", {n: card_to_dict(card) for n, card in cards.items()})
     norms = {n: Range(low, high) for n, (low, high) in study.user_attrs["norms"].items()}
