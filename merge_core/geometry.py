@@ -262,7 +262,7 @@ def _vector(group: TensorGroup, parent: int) -> _Vector:
     if group.dtype is None and native_loops():
         source = address(tensor)
         base = address(group.geometry.tensor(group.base)) if group.base else (0, 0)
-        native = (*base, *source) if base and source else None
+        native = (base[0], base[1], source[0], source[1]) if base and source else None
     return _Vector(group, parent, tensor.numel(), native)
 
 

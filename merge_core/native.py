@@ -242,11 +242,10 @@ def off_grid(base, base_code, src, code, numel, number, sizes, places):
     short = base != 0 and base_code == BFLOAT16 and code == BFLOAT16
     for start in range(0, numel, _SPAN):
         n = min(_SPAN, numel - start)
-        if short:
-            if _inside16(_bf16(base + 2 * start, n), _bf16(src + 2 * start, n), low) == _U(0):
-                continue
+        if short and not _inside16(_bf16(base + 2 * start, n), _bf16(src + 2 * start, n), low):
+            continue
         delta = _delta(memory.ctypes.data, n, base, base_code, src, code, start)
-        if not short and _inside(delta, low) == _U(0):
+        if not short and not _inside(delta, low):
             continue
         for i in range(n):
             if _in_bin(delta[i], low):
