@@ -135,7 +135,8 @@ def _scores(card: Scorecard, one: Reading, signal: bool) -> Array:
     else:
         scores = np.asarray([_per_unit(v) for v in values], dtype=np.float64)
     members = one.members.get(card.role or "", ())
-    return scores * one.signs[key] * _shares(members, len(scores))
+    # Of a card of the first items only, each counts as it does among all.
+    return scores * one.signs[key] * _shares(members, len(scores))[: len(scores)]
 
 
 def _shares(members: Sequence[int], count: int) -> Array:
@@ -143,7 +144,7 @@ def _shares(members: Sequence[int], count: int) -> Array:
     if not members:
         return np.ones(count)
     _, which, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
-    return count / (len(sizes) * sizes[which])
+    return len(members) / (len(sizes) * sizes[which])
 
 
 def _pseudo_values(figure: str, pairs: Sequence[tuple[float, ...]]) -> Array:
