@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from evals.errors import EvaluationError
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -74,25 +76,27 @@ class Verdict:
         lost: Whether the candidate may be stopped.
         evidence: The e-value that it is worse than the incumbent by more than the margin.
         items: Items seen, of all benchmarks.
+        by: Of several incumbents the one that it is furthest behind.
     """
 
     lost: bool
     evidence: float
     items: int
+    by: int = 0
 
 
 def race(duel: Duel, rule: Rule | None = None) -> Verdict:
     """Whether a candidate has lost to the incumbent.
 
-    Blocks of items that hold each benchmark's share are one round each; in a round every item is
-    bet on with the same stake. With c = 1 - stake x margin + stake x loss of an item, a round's
-    capital has expectation at most 1: the product over a benchmark's items, drawn without
-    replacement, is at most the product of their means (Maclaurin), that at most the power of the
-    weighted mean (arithmetic and geometric mean), and that mean is what the margin bounds. So the
-    guarantee is about the objective, whichever benchmarks it gains and loses on. It is exact where
-    benchmarks have equal numbers of items, else to within one item of each. It needs an order of
-    items that knows nothing of their scores; that the incumbent was chosen by these very items does
-    not matter.
+    Items are bet on in rounds that hold each benchmark's share of them; an item multiplies the
+    capital by 1 + stake x (its loss - what the items that are left may lose on average), with one
+    stake for the round. Then a round's factor has expectation at most 1, if all items together lose
+    no more than the margin: over a benchmark's items, drawn without replacement, the expected
+    product is at most the product of the means (Maclaurin), over benchmarks at most a power of the
+    weighted mean (arithmetic and geometric mean). So the promise is about the objective, whichever
+    benchmarks a candidate gains and loses on, and about these very items, by which the incumbent
+    may have been chosen. It is exact where benchmarks have equal numbers of items, else to within
+    one item of each, and needs an order of items that knows nothing of their scores.
 
     The margin in standard errors is the items' own, as seen before each round. Without a `span`
     the stakes are self-normalised (de la Peña 1999), exact where a round's paired differences are
@@ -102,7 +106,12 @@ def race(duel: Duel, rule: Rule | None = None) -> Verdict:
     Args:
         duel: The scores.
         rule: When it has lost; default `Rule()`.
+
+    Raises:
+        EvaluationError: If the candidate has more items than the incumbent, or one gains more than
+            its span allows.
     """
+    _check(duel)
     rule = rule or Rule()
     capital = math.exp(min(_log_capital(duel, rule), 700.0))
     return Verdict(capital >= 1 / rule.error, capital, sum(map(len, duel.candidate)))
@@ -122,9 +131,11 @@ def race_front(members: Sequence[Sequence[Duel]], rule: Rule | None = None) -> V
     rule = rule or Rule()
     verdicts = [[race(duel, rule) for duel in duels] for duels in members]
     least = [min(one.evidence for one in row) for row in verdicts]
-    evidence = max(least, default=0.0) / max(1, len(members))
-    seen = max((one.items for row in verdicts for one in row), default=0)
-    return Verdict(evidence >= 1 / rule.error, evidence, seen)
+    if not least:
+        return Verdict(False, 0.0, 0)
+    by = int(np.argmax(least))
+    evidence = least[by] / len(members)
+    return Verdict(evidence >= 1 / rule.error, evidence, verdicts[by][0].items, by)
 
 
 def rung_ends(counts: Sequence[int], rungs: Sequence[float] = RUNGS) -> tuple[tuple[int, ...], ...]:
@@ -177,6 +188,23 @@ class _Rounds:
     lost: Array
     variance: Array
     gain: float | None
+
+
+def _check(duel: Duel) -> None:
+    spans = duel.span or [math.inf] * len(duel.incumbent)
+    parts = zip(duel.incumbent, duel.candidate, spans, strict=True)
+    for number, (whole, part, span) in enumerate(parts):
+        if len(part) > len(whole):
+            raise EvaluationError(
+                f"racing: benchmark {number}: the candidate has {len(part)} items, the incumbent "
+                f"{len(whole)}; both need the same items in the same order"
+            )
+        gain = float((part - whole[: len(part)]).max(initial=0.0))
+        if gain > span + 1e-6:
+            raise EvaluationError(
+                f"racing: benchmark {number}: an item gains {gain:g}, more than the span {span:g}; "
+                "give the span of its scores, or None if they have no bound"
+            )
 
 
 def _log_capital(duel: Duel, rule: Rule) -> float:
