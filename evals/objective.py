@@ -131,10 +131,12 @@ def _scores(card: Scorecard, one: Reading, signal: bool) -> Array:
     values = card.items[one.name][key]
     members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(len(values)))
     if key in one.figures:
-        scores = _shares_of_tasks(one.figures[key], values, members)
+        scores = _shares_of_tasks(one.figures[key], values, members[: len(values)])
     else:
         scores = np.asarray([_per_unit(v) for v in values], dtype=np.float64)
-    return scores * one.signs[key] * (1.0 if one.by_size else _task_shares(members))
+    # Of a card of the first items only, each counts as it does among all.
+    weights = 1.0 if one.by_size else _task_shares(members)[: len(scores)]
+    return scores * one.signs[key] * weights
 
 
 def _shares_of_tasks(figure: str, values: Sequence[Value], members: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The search itself: one process proposes and tells; a killed study goes on as if never stopped."""
+"""A study in its storage: opened, held, and kept to the conditions under which it was made."""
 
 import signal
 import threading
@@ -11,13 +11,8 @@ from optuna.storages import BaseStorage
 
 from search.bench import Bench, CheckedStudy, protocol
 from search.errors import ProtocolError
-from search.record import (
-    differences,
-)
+from search.record import differences
 from search.storage import open_storage
-
-_ATTEMPTS = 3  # a candidate that killed the process this often is given up
-_FAILURES_IN_A_ROW = 10
 
 
 class Stop:
