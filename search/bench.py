@@ -37,7 +37,7 @@ from search.errors import StudyError
 from search.holes import build_space
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
-from search.space import SearchSpace, tensor_groups
+from search.space import SearchSpace, plain, tensor_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,8 @@ def check_study(path: Path) -> CheckedStudy:
     if config is None:
         _check_recipe_alone(data, mistakes)
         raise StudyError(mistakes, str(path))
-    space = build_space(config.recipe, config.models, mistakes)
     checkpoints = open_models(config.models, folder, mistakes)
+    space = build_space(config.recipe, config.models, mistakes, checkpoints)
     tasks = _open_tasks(config, folder, mistakes)
     if not mistakes:
         _check_clusters(config, tasks, mistakes)
@@ -203,7 +203,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
     word, _ = study.sampler
     return {
         "space": study.space.describe(),
-        "recipe": _plain(study.space.template),
+        "recipe": plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
         "objectives": [o.model_dump(exclude={"cluster"}) for o in config.objectives],
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
@@ -224,7 +224,7 @@ def _aligned(
     No hole changes them, so any candidate speaks for all.
     """
     try:
-        recipe = space.decode(space.starts()[0])
+        recipe = space.everyone()
         aligned = align_vocabularies(recipe, checkpoints)
         parents = {model: aligned.checkpoints[model] for model in recipe.models}
         return replace(aligned, checkpoints={**aligned.checkpoints, **with_heads(parents)})
@@ -250,7 +250,7 @@ def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:
     """Name the recipe's mistakes too where the rest of the file couldn't be read."""
     recipe, models = data.get("recipe"), data.get("models")
     if isinstance(recipe, dict) and isinstance(models, dict):
-        build_space(recipe, models, mistakes)  # pyright: ignore[reportUnknownArgumentType]
+        build_space(recipe, models, mistakes, {})  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple[OpenTask, ...]:
@@ -308,11 +308,11 @@ def _misfits(
     for group in dict.fromkeys(tensor_groups(space)):
         if not any(group in name for name in tensors):
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
-    for start in {space.method(values): values for values in space.starts()}.values():
+    for values in space.probes():
         try:
-            plan = compile_plan(space.decode(start), checkpoints)
+            plan = compile_plan(space.decode(values), checkpoints)
         except MergeError as error:
-            mistakes.append(f"recipe ({space.method(start)}): {error}")
+            mistakes.append(f"recipe ({space.method(values)}): {error}")
             continue
         for alias, parent in checkpoints.items():
             if parent.layout.depth != plan.depth:
@@ -323,7 +323,7 @@ def _misfits(
                 )
     if reason := refusal(config.search.sampler, space):
         mistakes.append(reason)
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def find_device(word: str, mistakes: list[str]) -> torch.device:
@@ -348,14 +348,3 @@ def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint])
         return getattr(torch, str(stated))
     first = next(iter(checkpoints.values()))
     return max(first.tensors.values(), key=lambda spec: spec.numel).dtype
-
-
-def _plain(node: Any) -> Any:
-    """A template as JSON: holes are described by the space."""
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}  # pyright: ignore
-    if isinstance(node, list):
-        return [_plain(value) for value in node]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(node, str | int | float | bool) or node is None:
-        return node
-    return [d.name for d in node.dimensions]

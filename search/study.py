@@ -30,7 +30,7 @@ from search.record import (
     save,
 )
 from search.samplers import Drawn, sampler_for
-from search.space import METHOD, Choice, Real, SearchSpace, Values
+from search.space import Choice, Dimension, Real, SearchSpace, Values
 from search.storage import open_storage
 from search.trial import Outcome, evaluate
 
@@ -146,17 +146,17 @@ def next_trial(study: optuna.Study, bench: Bench) -> optuna.Trial:
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:
-    """Draw a value for every dimension that the drawn method has, in declared order."""
-    values: dict[str, Any] = {}
-    if space.dimensions and space.dimensions[0].name == METHOD:
-        values[METHOD] = trial.suggest_categorical(METHOD, space.methods)
-    for dimension in space.active(space.method(values)):
-        match dimension:
-            case Real(name, low, high, log):
-                values[name] = trial.suggest_float(name, low, high, log=log)
-            case Choice(name, options):
-                values[name] = trial.suggest_categorical(name, options)
-    return values
+    """Draw a coordinate of every dimension that exists under those before it, in order."""
+
+    def ask(dimension: Dimension) -> Any:
+        if isinstance(dimension, Choice):
+            return trial.suggest_categorical(dimension.name, dimension.options)
+        low, high, log = dimension.low, dimension.high, dimension.log
+        if isinstance(dimension, Real):
+            return trial.suggest_float(dimension.name, low, high, log=log)
+        return trial.suggest_int(dimension.name, dimension.low, dimension.high, log=log)
+
+    return space.draw(ask)
 
 
 def baseline_cards(study: optuna.Study, bench: Bench) -> dict[str, Scorecard]:
