@@ -34,10 +34,10 @@ class Prior:
         """The value below which that share of the prior lies, 0 to 1."""
         normal, (below, within) = self._parts()
         place = below + share * within
-        if place <= 0 or share <= 0:
-            return self.low
-        if place >= 1 or share >= 1:
+        if share >= 1 or place >= 1:
             return self.high
+        if share <= 0 or place <= 0:
+            return self.low
         return min(max(normal.inv_cdf(place), self.low), self.high)
 
     def share(self, value: float) -> float:

@@ -49,7 +49,8 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     for text in (
         "a: ./models/a (3 layers",
         "b.weight[mlp]",
-        "0.1 to 1      logarithm   -",
+        "0.1 to 1",
+        "logarithm",
         "merge_method: ties",
         "for the live model (float32 on cpu)",
         "compare makes 6",

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from coordinates import draw_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merge_core.checkpoint import Checkpoint
 from merge_core.plan import compile_plan
 from merge_core.recipe import from_dict, to_dict
-from search.space import METHOD, Choice, Dimension, SearchSpace, Values, Whole, tensor_groups
+from search.space import METHOD, Choice, SearchSpace, tensor_groups
 
 Read = Callable[[dict[str, Any]], SearchSpace]
 
@@ -40,18 +41,6 @@ EVERYTHING = {
 @pytest.fixture(scope="module")
 def space(read_space: Read) -> SearchSpace:
     return read_space(EVERYTHING)
-
-
-def draw_values(space: SearchSpace, data: st.DataObject) -> Values:
-    return space.draw(lambda dimension: data.draw(coordinates(dimension)))
-
-
-def coordinates(dimension: Dimension) -> st.SearchStrategy[Any]:
-    if isinstance(dimension, Choice):
-        return st.sampled_from(dimension.options)
-    if isinstance(dimension, Whole):
-        return st.integers(dimension.low, dimension.high)
-    return st.floats(dimension.low, dimension.high)
 
 
 @given(st.data())
