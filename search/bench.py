@@ -153,8 +153,10 @@ def check_study(path: Path) -> CheckedStudy:
     if config is None:
         _check_recipe_alone(data, mistakes)
         raise StudyError(mistakes, str(path))
-    checkpoints = open_models(config.models, folder, mistakes)
+    unopened: list[str] = []
+    checkpoints = open_models(config.models, folder, unopened)
     space = build_space(config.recipe, config.models, mistakes, checkpoints)
+    mistakes += unopened
     tasks = _open_tasks(config, folder, mistakes)
     if not mistakes:
         _check_clusters(config, tasks, mistakes)
