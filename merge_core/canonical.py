@@ -46,6 +46,7 @@ _RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")  # masks count t
 _FAMILY = ("ties", "task_arithmetic", *_WITHOUT_DROPPING)
 _DIGITS = 12
 _TINY = 1e-8
+_SAME = 1e-11
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,14 @@ class _Form:
     cuts: tuple[_Cut, ...]
 
 
-def canonical(recipe: Recipe) -> Recipe:
+def canonical(recipe: Recipe, depth: int | None = None) -> Recipe:
     """The recipe that stands for all that make the same model.
 
     Args:
         recipe: Any recipe that can be merged. One that computes as mergekit does (`compat`) is
             only written in one way: its rules for special cases are other ones.
+        depth: How many layers the models have, if that is known: a slice of all of them is then
+            the same as none.
 
     Returns:
         A recipe that makes the same weights.
@@ -90,7 +93,7 @@ def canonical(recipe: Recipe) -> Recipe:
     if not recipe.compat:
         for rule in _RULES:
             form = rule(form)
-    return _close(_joined(form), recipe)
+    return _close(_whole(_joined(form), depth), recipe)
 
 
 # Opening: every number is written where it is used.
@@ -146,13 +149,9 @@ def _typed(parameter: Parameter, value: Scalar) -> Scalar:
         return bool(value)
     if isinstance(value, str):
         return value
-    number = _rounded(float(value))
+    number = float(value)
     # Beyond it nothing changes.
     return min(number, 1.0) if parameter.name == "density" else number
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{_DIGITS - 1}e}") + 0.0  # -0 is 0
 
 
 # Rules: each turns a form into one that makes the same model, or gives it back.
@@ -272,6 +271,8 @@ def _normalised_cut(method: str, cut: _Cut) -> _Cut:
     least = 1e-6 if method == "nuslerp" else _TINY
     if abs(total) < 2 * least:
         return cut
+    if abs(total - 1) < _SAME:  # rounding again would not end
+        total = 1.0
     return _weighted(cut, [w / total for w in weights], calm=method in _SUMS)
 
 
@@ -307,7 +308,7 @@ def _with_base(cut: _Cut) -> _Cut:
     weights = _numbers(cut, "weight") or []
     left = 1 - sum(weights)
     inputs = list(cut.inputs)
-    if cut.base and abs(left) > 10**-_DIGITS:
+    if cut.base and abs(left) > _SAME:
         inputs.append(_Input(cut.base.model, cut.base.layers, {"weight": _flat(left)}))
     return _linear(cut, inputs)
 
@@ -374,7 +375,7 @@ def _each(form: _Form, holds: Callable[[_Cut], bool]) -> bool:
 
 
 def _flat(value: Scalar) -> Chain:
-    return (Setting(None, value if isinstance(value, bool | str) else _rounded(float(value))),)
+    return (Setting(None, value),)
 
 
 def _only(chains: Mapping[str, Chain], names: set[str]) -> dict[str, Chain]:
@@ -441,6 +442,16 @@ def _joined(form: _Form) -> _Form:
         else:
             cuts.append(cut)
     return replace(form, cuts=tuple(cuts))
+
+
+def _whole(form: _Form, depth: int | None) -> _Form:
+    """A slice of all layers of all its models needs no ranges."""
+    ranges = {place for cut in form.cuts for _, place in _places(cut)}
+    if depth is None or len(form.cuts) != 1 or ranges != {(0, depth)}:
+        return form
+    (cut,) = form.cuts
+    base = replace(cut.base, layers=None) if cut.base else None
+    return replace(form, cuts=(replace(cut, inputs=_unplaced(cut), base=base),))
 
 
 def _goes_on(one: _Cut, other: _Cut) -> bool:
@@ -522,6 +533,17 @@ def _said(method: MergeMethod, chains: Mapping[str, Chain]) -> Parameters:
     for name, chain in chains.items():
         parameter = method.parameter(name)
         default = parameter.default if parameter else None
-        if chain and not (default is not None and chain == _flat(default)):
-            said.append((name, chain))
+        written = tuple(replace(s, value=_written(s.value)) for s in chain)
+        if chain and not (default is not None and written == _flat(_written_one(default))):
+            said.append((name, written))
     return tuple(sorted(said))
+
+
+def _written(value: Scalar | tuple[Scalar, ...]) -> Scalar | tuple[Scalar, ...]:
+    return tuple(map(_written_one, value)) if isinstance(value, tuple) else _written_one(value)
+
+
+def _written_one(value: Scalar) -> Scalar:
+    if isinstance(value, bool | str):
+        return value
+    return float(f"{value:.{_DIGITS - 1}e}") + 0.0  # -0 is 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from merge_core.recipe import Parameters, Recipe, Setting, Slice, Source
-from search.space import SearchSpace
+from search.space import SearchSpace, bases
 
 AVERAGE = "plain average"
 ARITHMETIC = "task arithmetic"
@@ -16,9 +16,8 @@ def parent_recipe(alias: str) -> Recipe:
 
 
 def parents(space: SearchSpace) -> tuple[str, ...]:
-    """Aliases of the base model, if there is one, and of the models that the recipe lists."""
-    base = space.base
-    return tuple(dict.fromkeys((*((base,) if base else ()), *space.models)))
+    """Aliases of the base models, if there are any, and of the models that the recipe lists."""
+    return tuple(dict.fromkeys((*bases(space.template), *space.models)))
 
 
 def baselines(space: SearchSpace) -> Mapping[str, Recipe]:

@@ -1,33 +1,25 @@
-"""What a study tries first: its own start values and usual ones."""
+"""What a study tries first: its own start values, known recipes, and usual values."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from merge_core.recipe import Scalar
-from search.dimensions import METHOD, Choice, Dimension, Values, exists
-from search.space import BRANCH, SearchSpace
+from search.dimensions import Choice, Dimension, Values
+from search.known import fingerprint, frames, known_points
+from search.space import SearchSpace
 
 Frame = Mapping[str, Scalar]
 """What is chosen of methods and of whole recipes."""
 
 
 def first_points(space: SearchSpace) -> tuple[Values, ...]:
-    """The study's own starts, then usual values; all different."""
-    return _different([*_stated(space), *_usual_points(space)])
-
-
-def frames(space: SearchSpace) -> list[dict[str, Scalar]]:
-    """Every combination of methods and whole recipes."""
-    found: list[dict[str, Scalar]] = [{}]
-    for d in space.dimensions:
-        if isinstance(d, Choice) and d.parameter in (METHOD, BRANCH):
-            found = [
-                frame | more
-                for frame in found
-                for more in ([{d.name: o} for o in d.options] if exists(d, frame) else [{}])
-            ]
-    return found
+    """The study's own starts, known recipes that it contains, usual values: different models."""
+    points = [*_stated(space), *known_points(space), *_usual_points(space)]
+    different: dict[str, Values] = {}
+    for point in points:
+        different.setdefault(fingerprint(space.decode(point)), point)
+    return tuple(different.values())
 
 
 def usual(dimension: Dimension, level: float) -> Any:
@@ -64,7 +56,3 @@ def _answer(dimension: Dimension, frame: Frame, level: float) -> Any:
 
 def _average(space: SearchSpace) -> float:
     return 1 / max(1, len(set(space.models) - {space.base}))
-
-
-def _different(points: list[Values]) -> tuple[Values, ...]:
-    return tuple(point for at, point in enumerate(points) if point not in points[:at])

@@ -228,6 +228,13 @@ def test_slices_that_go_on_are_one(merge: Merge, method: str):
     assert_same(merge, cut, whole, bits=True)
 
 
+def test_a_slice_of_all_layers_is_the_whole(merge: Merge):
+    cut, whole = slices((0, 1), (1, 3), method="ties"), recipe("ties", weight=0.5)
+    assert canonical(cut, 3) == canonical(whole, 3) == canonical(whole)
+    assert canonical(cut, 4) == canonical(cut) != canonical(whole)
+    assert_same(merge, cut, whole, bits=True)
+
+
 def test_slices_with_a_gradient_or_a_gap_are_several():
     assert canonical(slices((0, 1), (1, 3), weight=[0, 1])).slices[1:]
     assert canonical(slices((0, 1), (2, 3))).slices[1:]

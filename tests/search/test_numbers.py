@@ -55,7 +55,8 @@ def test_a_start_is_tried_first_and_stays_in_the_usual_ones(read_space: Read):
     recipe["models"][0]["parameters"]["weight"] = {"range": [0, 2], "start": 0.6}
     starts = read_space(recipe).starts()
     assert starts[0]["a.weight"] == 0.6
-    assert {values["a.weight"] for values in starts[-2:]} == {0.6}
+    assert {values["a.weight"] for values in starts} == {0.0, 1.0, 0.5, 0.4, 0.6}
+    assert {values["b.weight"] for values in starts if values["a.weight"] == 0.6} == {0.5, 1.0}
 
 
 def test_a_prior_is_drawn_from_by_a_uniform_sampler(read_space: Read):
