@@ -39,7 +39,7 @@ from search.errors import StudyError
 from search.holes import build_space
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
-from search.space import SearchSpace, tensor_groups
+from search.space import SearchSpace, plain, tensor_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +182,10 @@ def check_study(path: Path) -> CheckedStudy:
     if config is None:
         _check_recipe_alone(data, mistakes)
         raise StudyError(mistakes, str(path))
-    space = build_space(config.recipe, config.models, mistakes)
-    checkpoints = open_models(config.models, folder, mistakes)
+    unopened: list[str] = []
+    checkpoints = open_models(config.models, folder, unopened)
+    space = build_space(config.recipe, config.models, mistakes, checkpoints)
+    mistakes += unopened
     tasks = _open_tasks(config, folder, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
@@ -230,7 +232,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
     clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     return {
         "space": study.space.describe(),
-        "recipe": _plain(study.space.template),
+        "recipe": plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
         "objectives": [o.model_dump(exclude={"cluster"}) for o in config.objectives],
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
@@ -252,7 +254,7 @@ def _aligned(
     No hole changes them, so any candidate speaks for all.
     """
     try:
-        recipe = space.decode(space.starts()[0])
+        recipe = space.everyone()
         aligned = align_vocabularies(recipe, checkpoints)
         parents = {model: aligned.checkpoints[model] for model in recipe.models}
         return replace(aligned, checkpoints={**aligned.checkpoints, **with_heads(parents)})
@@ -278,7 +280,7 @@ def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:
     """Name the recipe's mistakes too where the rest of the file couldn't be read."""
     recipe, models = data.get("recipe"), data.get("models")
     if isinstance(recipe, dict) and isinstance(models, dict):
-        build_space(recipe, models, mistakes)  # pyright: ignore[reportUnknownArgumentType]
+        build_space(recipe, models, mistakes, {})  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple[OpenTask, ...]:
@@ -329,11 +331,11 @@ def _misfits(
     for group in dict.fromkeys(tensor_groups(space)):
         if not any(group in name for name in tensors):
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
-    for start in {space.method(values): values for values in space.starts()}.values():
+    for values in space.probes():
         try:
-            plan = compile_plan(space.decode(start), checkpoints)
+            plan = compile_plan(space.decode(values), checkpoints)
         except MergeError as error:
-            mistakes.append(f"recipe ({space.method(start)}): {error}")
+            mistakes.append(f"recipe ({space.method(values)}): {error}")
             continue
         for alias, parent in checkpoints.items():
             if parent.layout.depth != plan.depth:
@@ -342,9 +344,9 @@ def _misfits(
                     f"recipe: makes {plan.depth} layers but '{alias}' has {parent.layout.depth}; a "
                     "search keeps the depth for now (outcross merge makes any)"
                 )
-    if reason := refusal(config.search.sampler, space):
+    if reason := refusal(config.search.sampler, space, config.search.trials):
         mistakes.append(reason)
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def find_device(word: str, mistakes: list[str]) -> torch.device:
@@ -369,14 +371,3 @@ def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint])
         return getattr(torch, str(stated))
     first = next(iter(checkpoints.values()))
     return max(first.tensors.values(), key=lambda spec: spec.numel).dtype
-
-
-def _plain(node: Any) -> Any:
-    """A template as JSON: holes are described by the space."""
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}  # pyright: ignore
-    if isinstance(node, list):
-        return [_plain(value) for value in node]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(node, str | int | float | bool) or node is None:
-        return node
-    return [d.name for d in node.dimensions]

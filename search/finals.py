@@ -142,7 +142,7 @@ def select_winner(
     found = [
         _finalist(record, card_from_dict(cards[key]), worth[key], bench)
         for record in best
-        if (key := record.recipe.fingerprint) in cards
+        if (key := record.key) in cards
     ]
     if not found:
         raise NothingFound("no trial of this study has a score; run it first")
@@ -156,12 +156,12 @@ def _select_cards(
 ) -> dict[str, Any]:
     """Scorecards on the select items by fingerprint; those that are stored aren't made again."""
     cards: dict[str, Any] = study.user_attrs.get("select", {})
-    missing = [record for record in best if record.recipe.fingerprint not in cards]
+    missing = [record for record in best if record.key not in cards]
     jobs = [Job(record.recipe, Role.SELECT) for record in missing]
     for position, outcome in evaluators.score(jobs):
         keep_practice(study, outcome.practice)
         if outcome.scorecard is not None:
-            key = missing[position].recipe.fingerprint
+            key = missing[position].key
             cards[key] = card_to_dict(outcome.scorecard)
     if missing:
         study.set_user_attr("select", cards)
@@ -285,7 +285,7 @@ def _finalist(record: Record, select: Scorecard, shrunk: float, bench: Bench) ->
 
 def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Bench) -> Path:
     assert best.scorecard is not None
-    select = card_from_dict(study.user_attrs["select"][best.recipe.fingerprint])
+    select = card_from_dict(study.user_attrs["select"][best.key])
     search = objective([best.scorecard], bench.readings)
     searched = {
         alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], bench.readings)
@@ -294,7 +294,7 @@ def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Be
     rival = max(searched, key=lambda alias: searched[alias])
     return Path(
         search=search,
-        shrunk=shrunken(study, bench, signal=False)[best.recipe.fingerprint],
+        shrunk=shrunken(study, bench, signal=False)[best.key],
         select=objective([select], bench.readings),
         holdout=values[WINNER],
         rival=rival,

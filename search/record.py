@@ -14,6 +14,7 @@ from evals.items import Role
 from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
+from search.known import fingerprint
 
 _LAST = "merge_seconds"  # is written after everything else
 
@@ -42,6 +43,11 @@ class Record:
     reused: int | None
     flags: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """The same for all recipes that make the same model."""
+        return fingerprint(self.recipe)
+
     def with_value(self, value: float) -> "Record":
         """The same trial with its value."""
         return replace(self, value=value)
@@ -50,7 +56,7 @@ class Record:
 def save(trial: Trial, record: Record) -> None:
     """Put everything but the value into the trial's attributes."""
     trial.set_user_attr("recipe", to_dict(record.recipe))
-    trial.set_user_attr("fingerprint", record.recipe.fingerprint)
+    trial.set_user_attr("fingerprint", record.key)
     if record.scorecard is not None:
         trial.set_user_attr("scorecard", card_to_dict(record.scorecard))
     if record.failure is not None:

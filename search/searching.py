@@ -171,7 +171,7 @@ class _Search:
         first: dict[str, Asked] = {}
         jobs: list[Asked] = []
         for one in asked:
-            stored, key = history[one.trial.number], one.recipe.fingerprint
+            stored, key = history[one.trial.number], one.key
             if saved(stored):
                 yield self._recovered(stored)
             elif key in self.known:
@@ -186,10 +186,10 @@ class _Search:
         ):
             one = jobs[position]
             keep_practice(self.study, outcome.practice)
-            record = found[one.recipe.fingerprint] = self._kept(one, self._record(one, outcome))
+            record = found[one.key] = self._kept(one, self._record(one, outcome))
             yield record
         for one in asked:  # the same recipe twice in a batch
-            key = one.recipe.fingerprint
+            key = one.key
             if key in found and first[key] is not one:
                 yield self._kept(one, _reused(one, found[key]))
 
@@ -230,7 +230,7 @@ class _Search:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, record.value)
-            self.known.setdefault(record.recipe.fingerprint, record.number)
+            self.known.setdefault(record.key, record.number)
         self.done += 1
 
 
