@@ -20,6 +20,7 @@ from evals.harness import Harness
 from evals.items import Counts, Role
 from evals.loading import TaskRequest
 from evals.objective import Reading, reading
+from evals.racing import Rule
 from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.settings import Settings
@@ -40,6 +41,8 @@ from search.holes import build_space
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
 from search.space import SearchSpace, plain, tensor_groups
+
+_FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +221,20 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     try:
         with _tokenizer_folder(study, plan.donor) as folder:
             resident = build_resident(plan.config, folder, names, study.dtype, study.device)
-        harness = Harness(resident, study.tasks, roles, settings)
+        rungs = Rule().rungs if races(study.config) else (1.0,)
+        harness = Harness(resident, study.tasks, roles, settings, rungs)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
     seal(study.tasks)
     parents = Parents(study.checkpoints, study.device, study.scratch)
     return Bench(study, Workbench(parents, resident.slots), harness)
+
+
+def races(config: StudyConfig) -> bool:
+    """Whether candidates that have lost already are stopped: not where few items would be saved."""
+    items = config.items.search
+    many = items == "rest" or items * len(config.objectives) >= _FEWEST_FOR_RACES
+    return config.search.racing and many
 
 
 def protocol(bench: Bench) -> dict[str, Any]:
@@ -241,6 +252,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
         "seed": config.search.seed,
+        "racing": races(config),  # it decides the batches in which items are scored
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }

@@ -146,6 +146,7 @@ class SearchConfig(_Section):
     ] = "auto"
     trials: Positive = 100
     batch: Positive = 4
+    racing: bool = True
     finalists: Positive = 8
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -4,12 +4,11 @@ The incumbents are fixed before a batch of candidates is proposed, from the tria
 read from storage; so a verdict depends neither on the number of workers nor on a restart. Who runs
 a batch does this:
 
-    race = Race(leaders(study), (readings,), Rule())          # proposer, before each batch
+    race = Race(leaders.before(number), (readings,), Rule())   # proposer, before each batch
     for card in harness.score_rungs(Role.SEARCH, keys):        # evaluator, for each candidate
         if card.failure is not None or (verdict := race.verdict(card)).lost:
             break
     if verdict.lost:                                           # proposer, when the batch is told
-        trial.set_user_attr(STOPPED, {"items": verdict.items, "evidence": verdict.evidence})
         study.tell(trial, race.values(card, verdict))          # complete, not pruned: it teaches
     else:
         study.tell(trial, objective([card], readings, signal=True))
@@ -20,20 +19,17 @@ A stopped trial is no leader, no finalist and not reused as the scores of a reci
 the first items only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.trial import FrozenTrial
 
 from evals.objective import Reading, item_scores, objective
 from evals.racing import Duel, Rule, Verdict, race_front
 from evals.scorecard import Scorecard
 from search.record import card_from_dict, finished
-
-STOPPED = "stopped"
-"""The attribute of a trial that lost: its value is an estimate."""
 
 _LOWEST = 1.0  # minus Matthews' correlation at its lowest, where a study turns it
 
@@ -87,19 +83,45 @@ class Race:
         )
 
 
-def leaders(study: Study) -> tuple[Scorecard, ...]:
-    """The scorecards that a next batch has to beat: of the best trial, or of the Pareto front.
+class Leaders:
+    """Whom a next batch has to beat: the best trial, or the members of the Pareto front.
 
     Trials that were stopped are left out: their values are estimates. Of equals the first counts.
     Higher values are better.
+
+    Args:
+        study: Whose trials so far are known.
     """
-    complete = [trial for trial in finished(study) if STOPPED not in trial.user_attrs]
-    front = [
-        trial
-        for at, trial in enumerate(complete)
-        if not any(_beats(other, trial, first=i < at) for i, other in enumerate(complete))
-    ]
-    return tuple(card_from_dict(trial.user_attrs["scorecard"]) for trial in front)
+
+    def __init__(self, study: Study) -> None:
+        self._front: list[_Leader] = []
+        self._fresh = [
+            _Leader(trial.number, tuple(trial.values), trial.user_attrs["scorecard"])
+            for trial in finished(study)
+        ]
+
+    def add(self, number: int, values: tuple[float, ...], card: Scorecard) -> None:
+        """Tell of a trial that was scored on all items."""
+        self._fresh.append(_Leader(number, values, card))
+
+    def before(self, number: int) -> tuple[Scorecard, ...]:
+        """The scorecards of the leaders among the trials before a batch's first one."""
+        for one in sorted(self._fresh, key=lambda leader: leader.number):
+            if one.number < number and not any(_beats(other, one) for other in self._front):
+                self._front = [other for other in self._front if not _beats(one, other)] + [one]
+        self._fresh = [one for one in self._fresh if one.number >= number]
+        return tuple(one.scorecard for one in self._front)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leader:
+    number: int
+    values: tuple[float, ...]
+    card: Scorecard | Mapping[str, Any]
+
+    @property
+    def scorecard(self) -> Scorecard:
+        return self.card if isinstance(self.card, Scorecard) else card_from_dict(self.card)
 
 
 def duel(incumbent: Scorecard, card: Scorecard, readings: Sequence[Reading]) -> Duel | None:
@@ -138,9 +160,10 @@ def duel(incumbent: Scorecard, card: Scorecard, readings: Sequence[Reading]) -> 
     )
 
 
-def _beats(other: FrozenTrial, trial: FrozenTrial, *, first: bool) -> bool:
-    pairs = list(zip(other.values, trial.values, strict=True))
-    return all(a >= b for a, b in pairs) and (first or any(a > b for a, b in pairs))
+def _beats(one: _Leader, other: _Leader) -> bool:
+    """Whether one is nowhere worse, and somewhere better or the first."""
+    better = one.values != other.values or one.number < other.number
+    return better and all(a >= b for a, b in zip(one.values, other.values, strict=True))
 
 
 def _key(one: Reading) -> str:
