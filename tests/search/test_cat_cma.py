@@ -1,5 +1,7 @@
 """CMA-ES that is told all trials again: it finds optima of numbers, whole numbers and choices."""
 
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Children of two recipes: blocks move together, lineage is recorded, nothing leaves the space."""
 
+# pyright: reportPrivateUsage=false
+
 import numpy as np
 import optuna
 import pytest
@@ -7,6 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from search.evolution import LINEAGE, Evolution, Population, crossed, mutated, partitions
 from search.genes import cube
+from search.samplers import Keyed
 
 NAMES = (
     "merge_method",
@@ -88,11 +91,11 @@ def test_mutations_change_something_and_stay_in_the_space():
 
 def test_lineage_names_the_parents():
     study = population([recipe(i / 30, "linear") for i in range(30)])
-    study.sampler = Evolution(KNOWN, seed=1)
-    study.sampler.infer_relative_search_space = lambda *_: KNOWN
+    study.sampler = Keyed(Evolution(KNOWN, seed=1), 1, 30, study.trials, KNOWN)
     trial = study.ask()
     child = trial.relative_params
-    mother, father = (study.trials[n] for n in study.trials[-1].user_attrs[LINEAGE])
+    lineage: list[int] = study.trials[-1].user_attrs[LINEAGE]
+    mother, father = (study.trials[number] for number in lineage)
     assert min(mother.number, father.number) >= 10  # the best twenty of thirty
     inherited = [n for n in KNOWN if child[n] in (mother.params[n], father.params[n])]
     assert len(inherited) >= len(KNOWN) - 3
@@ -109,8 +112,7 @@ def test_parents_at_the_walls_still_have_children(kind: type[Population]):
     )
     study.add_trials([at_wall] * 20)
     for seed in range(5):
-        study.sampler = kind(known, seed)
-        study.sampler.infer_relative_search_space = lambda *_: known
+        study.sampler = Keyed(kind(known, seed), seed, 20, study.trials, known)
         child = study.ask().relative_params
         assert all(0 <= value <= 1 for value in child.values())
         assert any(value > 0 for value in child.values()) or kind is Population
