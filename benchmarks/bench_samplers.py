@@ -10,7 +10,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy: `gp` threads for nothing
 
@@ -76,7 +77,8 @@ def space(dimensions: int, choices: bool) -> SearchSpace:
 
 def timed(word: str, searched: SearchSpace, trials: int, objectives: int) -> tuple[float, float]:
     """Median milliseconds of a trial, and those of the first one after a restart."""
-    study = optuna.create_study(directions=["maximize"] * objectives)
+    directions: list[Literal["maximize"]] = ["maximize"] * objectives
+    study = optuna.create_study(directions=directions)
     if word == "gp":
         study.add_trials(_random(searched, trials))
     while len(study.get_trials(deepcopy=False)) < trials:
@@ -102,7 +104,7 @@ def trial(study: optuna.Study, word: str, searched: SearchSpace, objectives: int
     study.tell(asked, values(asked.params)[:objectives])
 
 
-def values(params: dict[str, float | str]) -> Sequence[float]:
+def values(params: Mapping[str, Any]) -> Sequence[float]:
     """Two smooth objectives that disagree."""
     numbers = np.array([v if isinstance(v, float) else 0.3 * (v == "y") for v in params.values()])
     return -float(np.square(numbers - 0.9).mean()), -float(np.square(numbers - 0.5).mean())

@@ -18,7 +18,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import FrozenTrial
 
-from search.genes import Cube, cube, filled
+from search.genes import Cube, cube, filled, told, view
 
 LINEAGE = "lineage"  # user attribute: the numbers of the two trials whose child a trial is
 PARENTS = 20
@@ -40,11 +40,14 @@ class Population(NSGAIISampler):
     Args:
         known: The space, whole.
         seed: The trial's own seed.
+        size: How many parents.
     """
 
-    def __init__(self, known: Mapping[str, BaseDistribution], seed: int) -> None:
+    def __init__(
+        self, known: Mapping[str, BaseDistribution], seed: int, size: int = PARENTS
+    ) -> None:
         super().__init__(
-            population_size=PARENTS,
+            population_size=size,
             seed=seed,
             crossover=_Inside(),
             mutation=PolynomialMutation(),
@@ -58,7 +61,7 @@ class Population(NSGAIISampler):
 
     def get_population(self, study: Study, *_: object, **__: object) -> list[FrozenTrial]:
         """Whatever was told."""
-        return study.get_trials(deepcopy=False)
+        return told(study.get_trials(deepcopy=False))
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """The best by domination and then by distance to each other; infeasible ones last."""
@@ -70,7 +73,7 @@ class Population(NSGAIISampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A child that is no copy of a told trial."""
-        seen = [t.params for t in study.get_trials(deepcopy=False)]
+        seen = [t.params for t in self.get_population(study)]
         child: dict[str, Any] = {}
         for _ in range(_TRIES):
             child = self._child(study, trial, search_space)
@@ -127,6 +130,11 @@ class Evolution(Population):
         return mutated(child, self._cube, self._chance)
 
 
+def elite(study: Study, trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """The best of some trials, by feasibility, domination and distance to each other."""
+    return Population({}, 0, count).select_parent(view(study, trials), 1)
+
+
 def partitions(names: Sequence[str]) -> tuple[Blocks, ...]:
     """The ways in which a space falls into blocks, by depth, by group of tensors and by model.
 
@@ -138,7 +146,8 @@ def partitions(names: Sequence[str]) -> tuple[Blocks, ...]:
         block has each dimension for itself.
     """
     ways = [_blocks(names, key) for key in (_depths(names), _groups(names), _owners(names))]
-    return tuple(way for way in ways if len(way) > 1) or (tuple((name,) for name in names),)
+    several = tuple(way for way in dict.fromkeys(ways) if len(way) > 1)
+    return several or (tuple((name,) for name in names),)
 
 
 def crossed(

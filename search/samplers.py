@@ -25,8 +25,8 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.cat_cma import CmaSampler
-from search.evolution import Evolution, Population
-from search.genes import CONSTRAINTS, cube, distributions, filled, merit, told, view
+from search.evolution import Evolution, Population, elite
+from search.genes import CONSTRAINTS, cube, distributions, filled, told, view
 from search.space import Choice, SearchSpace
 
 WORDS = ("tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
@@ -285,8 +285,8 @@ class _Sequence(QMCSampler):
 class _Tpe(TPESampler):
     """TPE that reads no more trials than it learns from.
 
-    With one objective it takes at most 25 trials as good ones and weighs the others by age, so
-    that the best and the latest are seen; a proposal's time then doesn't grow with the study.
+    It takes at most 25 trials as good ones and weighs the others by age, so the best and the latest
+    are seen; a proposal's time then doesn't grow with the study.
     """
 
     def __init__(self, seed: int, *, conditional: bool) -> None:
@@ -311,9 +311,9 @@ class _Tpe(TPESampler):
 def _lately(study: Study) -> Study:
     """The best trials and the latest ones, in order of number."""
     trials = study.get_trials(deepcopy=False)
-    if len(trials) <= _BEST + _LATEST or len(study.directions) > 1:
+    if len(trials) <= _BEST + _LATEST:
         return study
-    best = sorted(trials[:-_LATEST], key=lambda trial: merit(trial, study.direction))[:_BEST]
+    best = elite(study, trials[:-_LATEST], _BEST)
     kept = sorted(best, key=lambda trial: trial.number)
     return view(study, [*kept, *trials[-_LATEST:]])
 
