@@ -308,7 +308,7 @@ class _Reader:
 def _holes(
     method: str, genome: Mapping[str, Any], start: float | None, knots: int
 ) -> dict[str, Any]:
-    """What is searched of each model, from where mergekit-evolve starts: weight `start`, all kept."""
+    """What is searched of each model, from mergekit-evolve's start: weight `start`, all kept."""
     filters: list[str] = genome.get("filters") or []
     spread: dict[str, Any] = {"by": [*filters, "*"]} if filters else {}
     spread |= {"knots": knots} if knots > 1 else {}
@@ -316,7 +316,6 @@ def _holes(
     weight = {"range": [low, _BOUND]} | ({} if start is None else {"start": start}) | spread
     holes: dict[str, Any] = {"weight": weight}
     if "density" in _GENES[method]:
-        holes["density"] = (
-            {"range": [0.05, 1.0]} | ({} if start is None else {"start": 1.0}) | spread
-        )
+        begin = {} if start is None else {"start": 1.0}
+        holes["density"] = {"range": [0.05, 1.0]} | begin | spread
     return holes
