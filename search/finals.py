@@ -17,6 +17,7 @@ from merge_core.recipe import Recipe, from_dict, to_dict
 from search.baselines import baselines, parents
 from search.bench import Bench
 from search.errors import NothingFound
+from search.known import fingerprint
 from search.record import (
     Record,
     by_fingerprint,
@@ -135,7 +136,7 @@ def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
     before = len(cards)
     worth = shrunken(study, bench, signal=True)
     for record in _best(study, bench.study.config.search.finalists):
-        key = record.recipe.fingerprint
+        key = fingerprint(record.recipe)
         if key not in cards:
             outcome = evaluate(record.recipe, bench, Role.SELECT)
             if outcome.scorecard is None:
@@ -270,7 +271,7 @@ def _finalist(record: Record, select: Scorecard, shrunk: float, bench: Bench) ->
 def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Bench) -> Path:
     assert best.scorecard is not None
     benchmarks = bench.harness.benchmarks
-    select = card_from_dict(study.user_attrs["select"][best.recipe.fingerprint])
+    select = card_from_dict(study.user_attrs["select"][fingerprint(best.recipe)])
     search = objective([best.scorecard], benchmarks)
     searched = {
         alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], benchmarks)
@@ -279,7 +280,7 @@ def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Be
     rival = max(searched, key=lambda alias: searched[alias])
     return Path(
         search=search,
-        shrunk=shrunken(study, bench, signal=False)[best.recipe.fingerprint],
+        shrunk=shrunken(study, bench, signal=False)[fingerprint(best.recipe)],
         select=objective([select], benchmarks),
         holdout=values[WINNER],
         rival=rival,

@@ -13,6 +13,7 @@ from evals.items import Role
 from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
+from search.known import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Record:
 def save(trial: Trial, record: Record) -> None:
     """Put everything but the value into the trial's attributes."""
     trial.set_user_attr("recipe", to_dict(record.recipe))
-    trial.set_user_attr("fingerprint", record.recipe.fingerprint)
+    trial.set_user_attr("fingerprint", fingerprint(record.recipe))
     trial.set_user_attr("merge_seconds", round(record.merge_seconds, 4))
     if record.scorecard is not None:
         trial.set_user_attr("scorecard", card_to_dict(record.scorecard))
@@ -77,7 +78,7 @@ def finished(study: Study) -> list[FrozenTrial]:
 
 
 def by_fingerprint(study: Study) -> dict[str, FrozenTrial]:
-    """The first scored trial of each recipe."""
+    """The first scored trial of each model: recipes that make the same one count as one."""
     found: dict[str, FrozenTrial] = {}
     for trial in finished(study):
         found.setdefault(trial.user_attrs["fingerprint"], trial)

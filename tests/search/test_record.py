@@ -13,6 +13,7 @@ from evals.items import Role
 from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, Setting, Slice, Source
+from search.known import fingerprint
 from search.record import (
     Record,
     by_fingerprint,
@@ -99,8 +100,8 @@ def test_the_first_scored_trial_of_a_recipe_is_found(study: optuna.Study):
     tell(study, record(3, recipe=recipe(0.75)))
     found = by_fingerprint(study)
     assert {key: trial.number for key, trial in found.items()} == {
-        recipe().fingerprint: 1,
-        recipe(0.75).fingerprint: 3,
+        fingerprint(recipe()): 1,
+        fingerprint(recipe(0.75)): 3,
     }
 
 
