@@ -37,6 +37,7 @@ from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import StudyError
+from search.genome import is_genome, read_genome
 from search.holes import build_space
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
@@ -55,7 +56,7 @@ class CheckedStudy:
         space: What is searched.
         checkpoints: The opened parents by alias, their rows in the output's vocabulary.
         files: What stands beside the output's weights: its tokenizer, for one.
-        warnings: What to know of the parents' vocabularies.
+        warnings: What to know of the parents' vocabularies, and of a genome file's reading.
         tasks: The opened benchmarks.
         dtype: Of the resident model and of what is written.
         device: Where it runs.
@@ -181,6 +182,12 @@ def check_study(path: Path) -> CheckedStudy:
     data = read_yaml(path)
     folder = path.resolve().parent
     mistakes: list[str] = []
+    notes: tuple[str, ...] = ()
+    if is_genome(data):
+        genome = read_genome(data, path, mistakes)
+        data, notes = genome.study, genome.notes
+        if mistakes:
+            raise StudyError(mistakes, str(path))
     config = parse(data, mistakes)
     if config is None:
         _check_recipe_alone(data, mistakes)
@@ -201,7 +208,7 @@ def check_study(path: Path) -> CheckedStudy:
     dtype = _dtype(config.dtype, space, checkpoints)
     models, files = aligned.checkpoints, aligned.files
     plan = compile_plan(space.decode(space.starts()[0]), models)
-    warnings = tuple(dict.fromkeys((*aligned.warnings, *plan.warnings)))
+    warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings)))
     return CheckedStudy(config, folder, space, models, files, warnings, tasks, dtype, device)
 
 

@@ -24,6 +24,12 @@ def known_points(space: SearchSpace) -> Iterator[Values]:
             yield values
 
 
+def known_names(space: SearchSpace) -> dict[str, str]:
+    """The merges that need no search: fingerprint → name, of equal models the first one's."""
+    recipes = baselines(space)
+    return {fingerprint(recipes[name]): name for name in reversed(list(recipes))}
+
+
 def encode(space: SearchSpace, recipe: Recipe) -> Values | None:
     """Values that decode to a recipe's model.
 

@@ -21,7 +21,7 @@ from search.baselines import AVERAGE, baselines
 from search.bench import Bench, Reference, races
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
-from search.known import fingerprint
+from search.known import known_names
 from search.racing import Leaders, Race
 from search.record import (
     Record,
@@ -149,8 +149,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.readings = readings_from_dict(self.study)
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
-        recipes = baselines(self.bench.study.space)
-        self.given = {fingerprint(recipes[name]): name for name in reversed(list(self.baselines))}
+        self.given = known_names(self.bench.study.space)
         self.leaders = Leaders(self.study)
         self.done = ended(self.study)
 

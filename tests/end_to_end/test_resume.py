@@ -145,7 +145,10 @@ def bfloat16_study(folder: Path) -> Path:
 def new_study(folder: Path, sampler: str, trials: int = 8) -> Path:
     folder.mkdir(exist_ok=True)
     search = {"sampler": sampler, "trials": trials, "finalists": 2}
-    return write_study(folder, study_dict(search=search))
+    recipe = study_dict()["recipe"]
+    for source in recipe["models"]:  # no trial is a baseline, whose scores are known
+        source["parameters"]["weight"]["range"] = [0.55, 1.5]
+    return write_study(folder, study_dict(search=search, recipe=recipe))
 
 
 def raise_budget(study: Path, trials: int) -> None:

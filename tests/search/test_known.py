@@ -10,7 +10,7 @@ from merge_core.checkpoint import Checkpoint
 from merge_core.recipe import from_dict
 from search.baselines import ARITHMETIC, AVERAGE, TIES, baselines, parent_recipe
 from search.holes import build_space
-from search.known import encode, fingerprint
+from search.known import encode, fingerprint, known_names
 from search.space import SearchSpace
 
 Read = Callable[[dict[str, Any]], SearchSpace]
@@ -134,3 +134,10 @@ def test_any_flat_recipe_can_be_asked_for(read_space: Read):
     assert values is not None
     assert canonical(space.decode(values)) == canonical(from_dict(data))
     assert encode(space, from_dict(over("ties", own | {"weight": [0, 1]}))) is None
+
+
+def test_a_candidate_that_is_a_known_recipe_is_known_by_name(read_space: Read):
+    space = read_space(over("task_arithmetic", WEIGHT))
+    known = known_names(space)
+    names = [known.get(fingerprint(space.decode(values))) for values in space.starts()]
+    assert names == ["base", "a", "b", AVERAGE, ARITHMETIC, None]
