@@ -94,6 +94,14 @@ def run(
         int | None,
         typer.Option(min=1, help="Score candidates on so many Ray actors.", show_default=False),
     ] = None,
+    fork: Annotated[
+        bool,
+        typer.Option(
+            "--fork",
+            help="Where models, items or ranges have changed: begin a new study with the best "
+            "candidates of the old one, which is kept.",
+        ),
+    ] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,7 +114,7 @@ def run(
     _prepare(verbose)
     from search.commands import run_options, run_study
 
-    options = run_options(trials, time, workers)
+    options = run_options(trials, time, workers, fork)
     finalists = run_study(study, _console(quiet), options, quiet=quiet, verbose=verbose)
     if finalists is None:
         _say(f"Stopped. Go on with: outcross run {study}", quiet)

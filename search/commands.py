@@ -52,11 +52,13 @@ class RunOptions:
         trials: The budget of the whole study; None: the file's.
         seconds: After which no candidate begins any more; None: no limit.
         workers: Ray actors; None: the file's, or this process.
+        fork: Whether to begin a new study where the conditions have changed.
     """
 
     trials: int | None = None
     seconds: float | None = None
     workers: int | None = None
+    fork: bool = False
 
 
 def run_study(
@@ -80,8 +82,8 @@ def run_study(
     device = checked.device if workers is None else torch.device("cpu")
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
     trials = options.trials or checked.config.search.trials
-    with open_study(checked) as study:
-        keep_protocol(study, bench)
+    with open_study(checked) as stored:
+        study = keep_protocol(stored, bench, fork=options.fork)
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
@@ -137,8 +139,8 @@ def compare_study(
     checked = check_study(path)
     _require_storage(checked)
     bench = build_bench(checked, (Role.SEARCH, Role.HOLDOUT))
-    with open_study(checked) as study:
-        keep_protocol(study, bench)
+    with open_study(checked) as stored:
+        study = keep_protocol(stored, bench)
         found = claim(study, bench, checked.config.compare.margin if margin is None else margin)
     if not quiet:
         rival = found.cards[found.path.rival]
@@ -241,13 +243,15 @@ def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) 
     return MergeOptions(seed, _merge_device(device), _bytes(shard_size), stages)
 
 
-def run_options(trials: int | None, time: str | None, workers: int | None) -> RunOptions:
+def run_options(
+    trials: int | None, time: str | None, workers: int | None, fork: bool
+) -> RunOptions:
     """The options of `outcross run` as they are typed.
 
     Raises:
         StudyError: If the time can't be read.
     """
-    return RunOptions(trials, None if time is None else _seconds(time), workers)
+    return RunOptions(trials, None if time is None else _seconds(time), workers, fork)
 
 
 def _seconds(text: str) -> float:
