@@ -1,4 +1,4 @@
-"""A study goes on under another question: what is comparable is kept, what is not is tried again."""
+"""A study goes on under another question: what is comparable is kept, the rest is tried again."""
 
 from io import StringIO
 from pathlib import Path
