@@ -242,6 +242,27 @@ def export(
 
 
 @app.command()
+def dashboard(
+    study: StudyFile,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")
+    ] = 8080,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Open Optuna's dashboard on a study, on this machine only, also while it runs.
+
+    It is for reading: Optuna's dashboard could delete and rename studies, change trials and write
+    notes without asking who you are; here what its buttons for that ask for is refused. From
+    another machine: ssh -L 8080:127.0.0.1:8080. Ctrl-C ends it. Needs outcross[dashboard].
+    """
+    _prepare(verbose)
+    from search.commands import show_dashboard
+
+    show_dashboard(study, port, lambda url: print(url) if quiet else _say(_serving(url), quiet))
+
+
+@app.command()
 def merge(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE.YAML", help="A mergekit recipe.", show_default=False)
@@ -318,6 +339,10 @@ def _console(quiet: bool) -> Console:
     if quiet:
         return Console(file=open(os.devnull, "w", encoding="utf-8"))
     return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _serving(url: str) -> str:
+    return f"The study is shown at {url} (for reading only; Ctrl-C ends it)"
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from search.claim_tables import (
     print_verdicts,
 )
 from search.config import RayConfig
+from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
 from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
@@ -189,6 +190,20 @@ def compare_models(
         changed = flips(cards[ours], cards[theirs], benchmarks, Role.SEARCH)
         print_flips(console, ours, theirs, changed, examples)
     return verdicts
+
+
+def show_dashboard(path: Path, port: int, tell: Callable[[str], None]) -> None:
+    """Serve Optuna's dashboard on a study until Ctrl-C.
+
+    Args:
+        path: The study file.
+        port: On 127.0.0.1; 0 takes a free one.
+        tell: Called with the address once it answers.
+    """
+    with open_dashboard(path, port) as server:
+        tell(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def export_study(path: Path, folder: Path, console: Console) -> None:
