@@ -62,6 +62,63 @@ def quickstart(
 
 
 @app.command()
+def new(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=MODEL...",
+            help="Folders, hub ids or model+adapter, each with your name for it; 'base' is the "
+            "base model.",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Names or files of lm-eval tasks, with commas between them; task:metric "
+            "chooses a metric.",
+            show_default=False,
+        ),
+    ],
+    include: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with local task YAMLs.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The study file to write.")] = Path("study.yaml"),
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Recipes to try; default by dimensions.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the base model; default 'base', or a guess from the tensors.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a study file for models and tasks, with a comment on every line.
+
+    Opens the models, says which fit each other and which is the base, measures on a sample of
+    tensors what each changed where, and puts 8 to 16 dimensions where the changes differ most.
+    What is written has passed every check of outcross check; after a mistake nothing is written.
+    """
+    _prepare(verbose)
+    from search.commands import write_new_study
+    from search.new import NewOptions
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    options = NewOptions(names, tuple(include or ()), out, trials, base, force)
+    write_new_study(models, options, _console(quiet))
+    if quiet:
+        print(out)
+    _say(f"Wrote {out}. Next: outcross run {out}", quiet)
+
+
+@app.command()
 def check(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Check a study before anything is spent, and tell what its items can show.
 

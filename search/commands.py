@@ -29,8 +29,10 @@ from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
 from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
+from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
@@ -109,6 +111,15 @@ def _evaluators(
     if workers is None:
         return nullcontext(InProcess(bench))
     return on_ray(path, workers, str(device))
+
+
+def write_new_study(models: Sequence[str], options: NewOptions, console: Console) -> NewStudy:
+    """Write a study file for models and tasks, and tell what it stands on."""
+    written = new_study(models, options)
+    warnings = (f"Warning: {warning}" for warning in written.checked.warnings)
+    for line in (*told(written.inspection), *summary(written), *warnings):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return written
 
 
 def check_file(path: Path, console: Console) -> CheckedStudy:
