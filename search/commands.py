@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +25,14 @@ from search.claim_tables import (
     print_verdicts,
 )
 from search.config import RayConfig
+from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
 from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
+from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
@@ -112,6 +115,15 @@ def _evaluators(
     return on_ray(path, workers, str(device))
 
 
+def write_new_study(models: Sequence[str], options: NewOptions, console: Console) -> NewStudy:
+    """Write a study file for models and tasks, and tell what it stands on."""
+    written = new_study(models, options)
+    warnings = (f"Warning: {warning}" for warning in written.checked.warnings)
+    for line in (*told(written.inspection), *summary(written), *warnings):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return written
+
+
 def check_file(path: Path, console: Console) -> CheckedStudy:
     """Check a study and tell what it will do and what its items can show."""
     checked = check_study(path)
@@ -191,6 +203,20 @@ def compare_models(
         changed = flips(cards[ours], cards[theirs], benchmarks, Role.SEARCH)
         print_flips(console, ours, theirs, changed, examples)
     return verdicts
+
+
+def show_dashboard(path: Path, port: int, tell: Callable[[str], None]) -> None:
+    """Serve Optuna's dashboard on a study until Ctrl-C.
+
+    Args:
+        path: The study file.
+        port: On 127.0.0.1; 0 takes a free one.
+        tell: Called with the address once it answers.
+    """
+    with open_dashboard(path, port) as server:
+        tell(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def export_study(path: Path, folder: Path, console: Console) -> None:
