@@ -55,6 +55,11 @@ class Answering:
         return tuple(dict.fromkeys(scorer.way for _, scorer in self._scorers.values()))
 
     @property
+    def size(self) -> int:
+        """Sequences per forward pass, as it is now."""
+        return self._size.sequences
+
+    @property
     def left_out(self) -> int:
         """Layers that the last candidates of each set of requests did not have to run, at most."""
         return max((scorer.left_out for _, scorer in self._scorers.values()), default=0)
