@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from search.config import StudyConfig, parse, read_yaml
 from search.errors import StudyError, first_line
+from search.genome import is_genome, read_genome
 from search.storage import read_storage
 
 HOST = "127.0.0.1"
@@ -86,7 +87,10 @@ def _optuna_dashboard() -> Callable[..., Application]:
 
 def _config(path: Path) -> StudyConfig:
     mistakes: list[str] = []
-    config = parse(read_yaml(path), mistakes)
+    data = read_yaml(path)
+    if is_genome(data):
+        data = read_genome(data, path, mistakes).study
+    config = parse(data, mistakes)
     if config is None:
         raise StudyError(mistakes, str(path))
     return config
