@@ -10,8 +10,8 @@ from evals.items import Role
 from evals.objective import Reading, objective
 from evals.racing import expected
 from evals.scorecard import Score, Scorecard
-from search.racing import STOPPED, Race, duel, leaders
-from search.record import card_to_dict
+from search.racing import Leaders, Race, duel
+from search.record import STOPPED, card_to_dict
 
 RIGHT = Reading("right", "acc,none", None, 1.0, {"acc,none": 1.0}, {}, {})
 GRADED = Reading("graded", "acc,none", "probability", 3.0, {"probability": 1.0}, {}, {})
@@ -108,5 +108,15 @@ def test_leaders_are_the_best_that_were_not_stopped(directions: list[str]):
         if number == 4:
             trial.set_user_attr(STOPPED, {"items": 20, "evidence": 30.0})
         study.tell(trial, told[: len(directions)])
-    found = [int(one.items["right"]["acc,none"][0]) for one in leaders(study)]
-    assert found == ([1] if len(directions) == 1 else [0, 1])
+
+    def numbers(before: int) -> list[int]:
+        return [int(one.items["right"]["acc,none"][0]) for one in leaders.before(before)]
+
+    leaders = Leaders(study)
+    assert numbers(0) == []
+    assert numbers(1) == [0]
+    assert numbers(4) == ([1] if len(directions) == 1 else [0, 1])
+    late = card(right=[7.0] * 40)
+    leaders.add(6, (0.6, 0.6)[: len(directions)], late)
+    assert numbers(6) == ([1] if len(directions) == 1 else [0, 1])
+    assert numbers(7) == ([7] if len(directions) == 1 else [0, 7])
