@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from optuna import Study, load_study
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -44,6 +45,20 @@ def open_storage(location: str, folder: Path) -> Generator[BaseStorage]:
         repair(home / JOURNAL)
         backend = JournalFileBackend(str(home / JOURNAL), _HeldAlready(str(home / JOURNAL)))
         yield JournalStorage(backend)
+
+
+def peek(location: str, folder: Path, name: str) -> Study | None:
+    """A study that is there already, to be read only; another process may be searching in it.
+
+    None if there is none, or if it is in a database, where opening would make tables.
+    """
+    journal = folder / location / JOURNAL
+    if "://" in location or not journal.is_file():
+        return None
+    try:
+        return load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(journal))))
+    except (KeyError, ValueError):  # no such study in it, or a torn line that `run` will repair
+        return None
 
 
 def repair(journal: Path) -> int:
