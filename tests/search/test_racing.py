@@ -16,7 +16,9 @@ from search.record import STOPPED, card_to_dict
 RIGHT = Reading("right", "acc,none", None, 1.0, {"acc,none": 1.0}, {}, {})
 GRADED = Reading("graded", "acc,none", "probability", 3.0, {"probability": 1.0}, {}, {})
 BYTES = Reading("bytes", "bits,none", "bits_per_byte", 1.0, {"bits_per_byte": 1.0}, {}, {})
-F1 = Reading("pairs", "f1,none", None, 1.0, {"f1,none": 1.0}, {}, {"f1,none": "f1_score"})
+F1 = Reading(
+    "pairs", "f1,none", None, 1.0, {"f1,none": 1.0}, {}, {"f1,none": "f1"}
+)
 KEYS = {"right": "acc,none", "graded": "probability", "bytes": "bits_per_byte", "pairs": "f1,none"}
 
 
@@ -65,7 +67,8 @@ def test_probabilities_and_rights_are_bounded_and_bits_are_not():
 
 def test_the_share_of_an_item_of_a_small_task_is_its_span():
     members = {"search": (0,) * 60 + (1,) * 20}
-    one = duel(GOOD, first(POOR, 20), (replace(RIGHT, members=members),))
+    alike = replace(RIGHT, members=members, by_size=False)
+    one = duel(GOOD, first(POOR, 20), (alike,))
     assert one.span == [2.0]
     assert one.incumbent[0].mean() == pytest.approx(1.0)
 
