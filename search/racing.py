@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial
 from evals.objective import Reading, item_scores, objective
 from evals.racing import Duel, Rule, Verdict, race_front
 from evals.scorecard import Scorecard
+from search.genes import violation
 from search.record import card_from_dict, finished
 
 STOPPED = "stopped"
@@ -90,10 +91,15 @@ class Race:
 def leaders(study: Study) -> tuple[Scorecard, ...]:
     """The scorecards that a next batch has to beat: of the best trial, or of the Pareto front.
 
-    Trials that were stopped are left out: their values are estimates. Of equals the first counts.
+    Trials that were stopped are left out: their values are estimates. So are those that miss a
+    limit: a candidate with lower values that keeps to it is better. Of equals the first counts.
     Higher values are better.
     """
-    complete = [trial for trial in finished(study) if STOPPED not in trial.user_attrs]
+    complete = [
+        trial
+        for trial in finished(study)
+        if STOPPED not in trial.user_attrs and not violation(trial)
+    ]
     front = [
         trial
         for at, trial in enumerate(complete)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import optuna
@@ -12,23 +12,23 @@ from optuna.trial import FrozenTrial, TrialState
 from evals.answering import Practice
 from evals.guards import Range, ranges
 from evals.items import Role
-from evals.objective import Reading, objective
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
 from search.asking import Asked, Proposer, ask_batch
-from search.baselines import AVERAGE, baselines
+from search.baselines import AVERAGE, baselines, parents
 from search.bench import Bench, Reference
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
+from search.goals import Result
 from search.record import (
     Record,
+    baseline_results,
     by_fingerprint,
     card_from_dict,
     card_to_dict,
     keep_practice,
     load,
-    readings_from_dict,
     readings_to_dict,
     save,
     saved,
@@ -92,9 +92,11 @@ def run_search(
     start = time.monotonic()
     cards = baseline_cards(study, bench, evaluators)
     late = start + budget.seconds if budget.seconds is not None else math.inf
-    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench))
+    known = baseline_results(study)
+    measures = [known[name] for name in parents(bench.study.space)]
+    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench), measures)
     for name, card in cards.items():
-        watcher.baseline(name, card, objective([card], search.readings, signal=True))
+        watcher.baseline(name, card, bench.goals.mean(known[name]))
     if ways := evaluators.ways():
         watcher.scored(ways)
     failures = 0
@@ -116,7 +118,9 @@ def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
     """
     search = bench.study.config.search
     used: list[list[Any]] = study.user_attrs.get("samplers", [])
-    word, _ = choose_sampler(search.sampler, bench.study.space, search.trials)
+    word, _ = choose_sampler(
+        search.sampler, bench.study.space, search.trials, bench.study.config.values
+    )
     if search.sampler == "auto" and used:
         word = used[-1][1]
     if not used or used[-1][1] != word:
@@ -135,12 +139,11 @@ class _Search:
     stop: Stop
     late: float
     proposer: Proposer
-    readings: Sequence[Reading] = field(init=False)
+    parents: Sequence[Result]
     known: dict[str, int] = field(init=False)
     done: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.readings = readings_from_dict(self.study)
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
         ended = (TrialState.COMPLETE, TrialState.FAIL)
         self.done = len(self.study.get_trials(deepcopy=False, states=ended))
@@ -201,49 +204,51 @@ class _Search:
         return True
 
     def _record(self, one: Asked, outcome: Outcome) -> Record:
-        card = outcome.scorecard
-        return Record(
+        record = Record(
             number=one.trial.number,
             recipe=one.recipe,
-            value=None if card is None else self._value(card),
-            scorecard=card,
+            value=None,
+            scorecard=outcome.scorecard,
             failure=outcome.failure,
             merge_seconds=outcome.merge_seconds,
             reused=None,
             flags=outcome.flags,
+            figures=outcome.figures,
         )
+        return self._judged(record)
 
     def _recovered(self, stored: FrozenTrial) -> Record:
-        record = load(stored)
-        card = record.scorecard
-        return record if card is None else record.with_value(self._value(card))
+        return self._judged(load(stored))
+
+    def _judged(self, record: Record) -> Record:
+        """A record with its values and what it misses, if it has scores."""
+        if record.scorecard is None:
+            return record
+        goals, result = self.bench.goals, Result((record.scorecard,), record.figures)
+        values = goals.values(result) if goals.pareto else None
+        missed = goals.missed(result, self.parents)
+        return replace(record, value=goals.mean(result), values=values, missed=missed)
 
     def _kept(self, one: Asked, record: Record) -> Record:
         save(one.trial, record)
         return record
 
-    def _value(self, card: Scorecard) -> float:
-        return objective([card], self.readings, signal=True)
-
     def _tell(self, trial: optuna.Trial, record: Record) -> None:
-        if record.value is None:
+        if record.told is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
-            self.study.tell(trial, record.value)
+            self.study.tell(trial, record.told)
             self.known.setdefault(record.key, record.number)
         self.done += 1
 
 
 def _reused(one: Asked, earlier: Record) -> Record:
-    return Record(
+    return replace(
+        earlier,
         number=one.trial.number,
         recipe=one.recipe,
-        value=earlier.value,
-        scorecard=earlier.scorecard,
-        failure=earlier.failure,
         merge_seconds=0.0,
         reused=earlier.number,
-        flags=earlier.flags,
     )
 
 
@@ -262,8 +267,9 @@ def baseline_cards(
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
     cards = {name: card_from_dict(data) for name, data in stored.items()}
     if not stored:
-        cards, norms, practice = _score_baselines(baselines(bench.study.space), evaluators)
+        cards, norms, practice, figures = _score_baselines(baselines(bench.study.space), evaluators)
         keep_practice(study, practice)
+        study.set_user_attr("figures", figures)
         study.set_user_attr("readings", readings_to_dict(bench.readings))
         study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
         study.set_user_attr("baselines", {n: card_to_dict(card) for n, card in cards.items()})
@@ -275,7 +281,7 @@ def baseline_cards(
 
 def _score_baselines(
     recipes: Mapping[str, Recipe], evaluators: Evaluators
-) -> tuple[dict[str, Scorecard], dict[str, Range], Practice | None]:
+) -> tuple[dict[str, Scorecard], dict[str, Range], Practice | None, dict[str, Any]]:
     names = list(recipes)
     found: dict[str, Outcome] = {}
     practice: Practice | None = None
@@ -288,4 +294,4 @@ def _score_baselines(
             practice = outcome.practice if practice is None else practice.joined(outcome.practice)
     cards = {name: card for name in names if (card := found[name].scorecard)}
     norms = ranges([dict(found[name].norms or {}) for name in names if name != AVERAGE])
-    return cards, norms, practice
+    return cards, norms, practice, {name: dict(found[name].figures) for name in names}

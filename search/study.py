@@ -8,8 +8,10 @@ from types import FrameType
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 
 from search.bench import Bench, CheckedStudy, protocol
+from search.config import StudyConfig
 from search.errors import ProtocolError
 from search.record import differences
 from search.storage import open_storage
@@ -26,7 +28,7 @@ class Stop:
 def open_study(checked: CheckedStudy) -> Generator[optuna.Study]:
     """Open or create the Optuna study of a study file; holds its storage meanwhile."""
     with open_storage(checked.storage, checked.folder, checked.config.name) as storage:
-        yield _load(storage, checked.config.name)
+        yield _load(storage, checked.config)
 
 
 def keep_protocol(study: optuna.Study, bench: Bench) -> None:
@@ -72,7 +74,25 @@ def stop_on_interrupt() -> Generator[Stop]:
             signal.signal(number, handler)
 
 
-def _load(storage: BaseStorage, name: str) -> optuna.Study:
-    return optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", load_if_exists=True
+def _load(storage: BaseStorage, config: StudyConfig) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage,
+        study_name=config.name,
+        directions=[StudyDirection.MAXIMIZE] * config.values,
+        load_if_exists=True,
     )
+    if len(study.directions) != config.values:
+        counts = _values(len(study.directions)), _values(config.values)
+        raise ProtocolError(
+            [
+                f"search.goal: its trials have {counts[0]}, and {config.search.goal} with these "
+                f"objectives has {counts[1]}; undo the change, or give the study another name to "
+                "begin anew"
+            ],
+            f"study '{config.name}' was made under other conditions",
+        )
+    return study
+
+
+def _values(count: int) -> str:
+    return "one value each" if count == 1 else f"{count} values each"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,6 +18,7 @@ from merge_core.errors import MergeError
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from search.bench import Bench
+from search.figures import figures_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Outcome:
         flags: What to know before believing the scores.
         norms: Of the merged tensors by name, if they were asked for.
         practice: How the requests were answered.
+        figures: Of objectives that need no items, by name.
     """
 
     scorecard: Scorecard | None
@@ -39,6 +41,7 @@ class Outcome:
     flags: tuple[str, ...] = ()
     norms: Mapping[str, float] | None = None
     practice: Practice | None = None
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False) -> Outcome:
@@ -59,6 +62,7 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False)
         role,
         look=lambda: _unhealthy(bench),
         keys=lambda plan: layer_keys(plan, bench),
+        figures=(lambda plan: figures_of(plan, bench)) if role is Role.SEARCH else None,
     )
     card = outcome.scorecard
     practice = bench.harness.answering.practice
@@ -67,8 +71,9 @@ def evaluate(recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False)
     reason = failing(card, bench.worst) if bench.worst else None
     told = flags(card, bench.worst)
     norms = norms_of(bench.workbench.slots) if measure else None
-    return Outcome(
-        card if reason is None else None, reason, outcome.merge_seconds, told, norms, practice
+    kept = card if reason is None else None
+    return replace(
+        outcome, scorecard=kept, failure=reason, flags=told, norms=norms, practice=practice
     )
 
 
@@ -84,6 +89,7 @@ def attempt(
     role: Role,
     look: Callable[[], str | None] | None = None,
     keys: Callable[[MergePlan], Keys | None] | None = None,
+    figures: Callable[[MergePlan], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Make the live model be what a plan describes, and score it.
 
@@ -94,6 +100,7 @@ def attempt(
         role: On which items.
         look: Says what is wrong with the merged model; default a look for numbers that are none.
         keys: What stands for the weights of each layer, where that is known.
+        figures: Measures what needs no items, once the model is scored.
     """
     start = time.perf_counter()
     merged = start
@@ -105,11 +112,13 @@ def attempt(
         if reason := look():
             return Outcome(None, reason, merged - start)
         card = harness.score(role, keys(made) if keys else None)
+        measured = dict(figures(made)) if figures and card.failure is None else None
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
-    return Outcome(card if card.failure is None else None, card.failure, merged - start)
+    kept = card if card.failure is None else None
+    return Outcome(kept, card.failure, merged - start, figures=measured or {})
 
 
 def _unhealthy(bench: Bench) -> str | None:
