@@ -116,9 +116,14 @@ class Benchmark:
             values: Of all the role's items, or of the first.
             role: Whose items they are.
         """
+        return self.pooled({role: values})
+
+    def pooled(self, found: Mapping[Role, Sequence[Value]]) -> float:
+        """The same of the items of several roles together, each role's values as in `figure`."""
         parts: dict[int, list[Value]] = {}
-        for item, value in zip(self.items[role][: len(values)], values, strict=True):
-            parts.setdefault(item.subtask, []).append(value)
+        for role, values in found.items():
+            for item, value in zip(self.items[role][: len(values)], values, strict=True):
+                parts.setdefault(item.subtask, []).append(value)
         figures = [self.aggregate(part) for part in parts.values()]
         if len(figures) == 1:
             return figures[0]

@@ -38,6 +38,7 @@ from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import StudyError
 from search.genome import is_genome, read_genome
+from search.goals import Goals, goals_of
 from search.holes import build_space
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
@@ -87,7 +88,7 @@ class CheckedStudy:
     def sampler(self) -> tuple[str, str]:
         """The sampler's word and why it was chosen."""
         search = self.config.search
-        return choose_sampler(search.sampler, self.space, search.trials)
+        return choose_sampler(search.sampler, self.space, search.trials, self.config.values)
 
     def plan(self, recipe: Recipe) -> MergePlan:
         """The plan of a recipe in the study's dtype: float32 arithmetic, rounded once at the end.
@@ -110,7 +111,7 @@ class CheckedStudy:
         Raises:
             EvaluationError: If the items lack the field that the study names.
         """
-        pairs = zip(self.config.objectives, self.tasks, strict=True)
+        pairs = zip(self.config.benchmarks, self.tasks, strict=True)
         return tuple(
             item_clusters(task.name, task.documents(role), objective.cluster)
             for objective, task in pairs
@@ -144,6 +145,7 @@ class Bench:
         worst: The parents' largest share of each symptom by benchmark, once they are scored.
         looked: The step that made each tensor that was last found healthy.
         readings: How the benchmarks' results are read, in the order of the study.
+        goals: What the study wants.
     """
 
     study: CheckedStudy
@@ -153,9 +155,12 @@ class Bench:
     worst: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
     readings: tuple[Reading, ...] = field(init=False)
+    goals: Goals = field(init=False)
 
     def __post_init__(self) -> None:
-        self.readings = tuple(reading(benchmark) for benchmark in self.harness.benchmarks)
+        benchmarks = self.harness.benchmarks
+        self.readings = tuple(reading(benchmark) for benchmark in benchmarks)
+        self.goals = goals_of(self.study.config, benchmarks, self.readings)
 
     def learn(self, reference: Reference) -> None:
         """Hold every later candidate against the parents; what was looked at before was not."""
@@ -166,7 +171,7 @@ class Bench:
 
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
         """For each benchmark the cluster of each of a role's items; None if all are independent."""
-        pairs = zip(self.study.config.objectives, self.harness.benchmarks, strict=True)
+        pairs = zip(self.study.config.benchmarks, self.harness.benchmarks, strict=True)
         return tuple(
             item_clusters(b.name, [item.document for item in b.items[role]], objective.cluster)
             for objective, b in pairs
@@ -252,7 +257,8 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "space": study.space.describe(),
         "recipe": plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
-        "objectives": [o.model_dump(exclude={"cluster"}) for o in config.objectives],
+        "objectives": [_stated(objective) for objective in config.objectives],
+        **({"goal": config.search.goal} if config.search.goal != "mean" else {}),
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
@@ -263,6 +269,13 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }
+
+
+def _stated(objective: ObjectiveConfig) -> dict[str, Any]:
+    """An objective as its protocol; keys that came later are left out where they say nothing."""
+    later = {"text", "model", "function", "chars", "floor", "at_most"}
+    silent = {key for key in later if getattr(objective, key) is None}
+    return objective.model_dump(exclude={"cluster", *silent})
 
 
 def _aligned(
@@ -310,13 +323,14 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
     items = config.items
     counts = Counts(None if items.search == "rest" else items.search, items.select, items.holdout)
     common = config.evaluation.gen_kwargs
-    requests = [_request(objective, folder, common) for objective in config.objectives]
+    places = [at for at, one in enumerate(config.objectives) if one.has_items]
+    requests = [_request(objective, folder, common) for objective in config.benchmarks]
     return open_tasks(
         requests,
         counts,
         items.seed,
         [path for path in include if path.is_dir()],
-        lambda at, text: mistakes.append(f"objectives[{at}]: {text}"),
+        lambda at, text: mistakes.append(f"objectives[{places[at]}]: {text}"),
         config.evaluation.metadata,
     )
 
@@ -363,7 +377,8 @@ def _misfits(
                     f"recipe: makes {plan.depth} layers but '{alias}' has {parent.layout.depth}; a "
                     "search keeps the depth for now (outcross merge makes any)"
                 )
-    if reason := refusal(config.search.sampler, space, config.search.trials):
+    search = config.search
+    if reason := refusal(search.sampler, space, search.trials, config.values):
         mistakes.append(reason)
     return list(dict.fromkeys(mistakes))
 

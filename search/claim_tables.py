@@ -10,11 +10,13 @@ from rich.table import Table
 
 from evals.compare import BETTER, EQUIVALENT, TOO_FEW, WORSE, Comparison, Verdicts, in_points
 from evals.flips import Flip
+from evals.floors import BROKEN, KEPT, UNTOLD
 from evals.scorecard import Scorecard
 from search.finals import WINNER, Claim, Path
 
 _COLOURS = {BETTER: "green", WORSE: "red", EQUIVALENT: "cyan", TOO_FEW: "yellow"}
 _MARKS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", TOO_FEW: "?"}
+_VERDICTS = {KEPT: BETTER, BROKEN: WORSE, UNTOLD: TOO_FEW}
 _LONG_NAME = 12
 
 
@@ -34,6 +36,7 @@ def print_claim(console: Console, claim: Claim, flips: Sequence[Flip], examples:
     _say(console, conclusion(claim.verdicts, WINNER, "The winner"))
     chance = _chance_text(claim.verdicts.chances[WINNER])
     _say(console, f"The probability that it is better than the best parent is {chance}.")
+    print_rooms(console, claim)
     unit = _Unit(in_points(claim.cards.values()))
     _say(console, *_path_lines(claim.trial, claim.path, unit))
     print_flips(console, "the winner", claim.path.rival, flips, examples)
@@ -78,6 +81,26 @@ def print_verdicts(console: Console, cards: Mapping[str, Scorecard], verdicts: V
     console.print(table)
     if verdicts.tasks:
         _print_tasks(console, cards, verdicts)
+
+
+def print_rooms(console: Console, claim: Claim) -> None:
+    """Whether the winner keeps to each limit, and figures that need no items."""
+    if claim.rooms:
+        table = _table("Limits: what the winner has above each, in the metric's own units")
+        table.add_column("objective")
+        for name in ("winner", "limit", "room", "95% interval"):
+            table.add_column(name, justify="right")
+        table.add_column("kept?")
+        for one in claim.rooms:
+            interval = "-" if one.low is None else f"{one.low:+.4g} to {one.high:+.4g}"
+            limit = f"{one.limit:.6g}" + (f" ({one.against})" if one.against else "")
+            cells = (f"{one.figure:.6g}", limit, f"{one.room:+.4g}", interval)
+            colour = _COLOURS[_VERDICTS[one.verdict]]
+            table.add_row(*map(escape, (one.objective, *cells)), f"[{colour}]{one.verdict}[/]")
+        console.print(table)
+    for name, models in claim.figures.items():
+        told = ", ".join(f"{model} {figure:.6g}" for model, figure in models.items())
+        _say(console, f"{name} (a figure without items, so without an interval): {told}")
 
 
 def print_flips(

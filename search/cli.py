@@ -29,6 +29,10 @@ StudyFile = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="More detail; tracebacks of unexpected errors.")
 ]
+Trial = Annotated[
+    int | None,
+    typer.Option(min=0, help="Another finalist than the winner.", show_default=False),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the final line, for scripts.")]
 
 
@@ -241,6 +245,7 @@ def compare(
         str | None,
         typer.Option(help="Of every model; default each model's own.", show_default=False),
     ] = None,
+    trial: Trial = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -274,10 +279,16 @@ def compare(
     console = _console(quiet)
     if tasks is None:
         study = study_file(models, given)
-        claim = compare_study(study, console, margin=margin, examples=flips, quiet=quiet)
+        claim = compare_study(
+            study, console, margin=margin, examples=flips, quiet=quiet, trial=trial
+        )
         found = claim.verdicts
     else:
         options = compare_options(tasks, given)
+        if trial is not None:
+            raise typer.BadParameter(
+                "is about a study's finalists; leave out --tasks", param_hint="--trial"
+            )
         found = compare_models(models, options, console, margin=margin, examples=flips, quiet=quiet)
     if quiet:
         for c in found.overall:
@@ -292,6 +303,7 @@ def compare(
 def export(
     study: StudyFile,
     out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    trial: Trial = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -303,7 +315,7 @@ def export(
     _prepare(verbose)
     from search.commands import export_study
 
-    export_study(study, out, _console(quiet))
+    export_study(study, out, _console(quiet), trial)
 
 
 @app.command()

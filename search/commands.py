@@ -28,7 +28,7 @@ from search.config import RayConfig
 from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
-from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.finals import WINNER, Claim, Finalist, chosen, claim, select_winner, stored_claim
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
@@ -97,7 +97,9 @@ def run_study(
                 return None
             finalists = select_winner(study, bench, evaluators)
     if not quiet:
-        print_finalists(console, finalists)
+        goals = bench.goals
+        names = [aim.name for aim in goals.maximized] if goals.pareto else []
+        print_finalists(console, finalists, names)
     return finalists
 
 
@@ -138,6 +140,7 @@ def compare_study(
     margin: float | None = None,
     examples: int = EXAMPLES,
     quiet: bool = False,
+    trial: int | None = None,
 ) -> Claim:
     """Compare the winner with parents and merges that need no search on the holdout.
 
@@ -147,13 +150,15 @@ def compare_study(
         margin: Differences below it don't matter; None: as the study says.
         examples: Items fixed and broken to show.
         quiet: Print nothing.
+        trial: A finalist to compare in the winner's place.
     """
     checked = check_study(path)
     _require_storage(checked)
     bench = build_bench(checked, (Role.SEARCH, Role.HOLDOUT))
     with open_study(checked) as stored:
         study = keep_protocol(stored, bench)
-        found = claim(study, bench, checked.config.compare.margin if margin is None else margin)
+        margin = checked.config.compare.margin if margin is None else margin
+        found = claim(study, bench, margin, trial)
     if not quiet:
         rival = found.cards[found.path.rival]
         changed = flips(found.cards[WINNER], rival, bench.harness.benchmarks, Role.HOLDOUT)
@@ -219,12 +224,12 @@ def show_dashboard(path: Path, port: int, tell: Callable[[str], None]) -> None:
             server.serve_forever()
 
 
-def export_study(path: Path, folder: Path, console: Console) -> None:
-    """Write the winner as a model folder."""
+def export_study(path: Path, folder: Path, console: Console, trial: int | None = None) -> None:
+    """Write the winner, or the finalist of a number, as a model folder."""
     checked = check_study(path)
     _require_storage(checked)
     with open_study(checked) as study:
-        best = winner(study)
+        best = chosen(study, trial)
         found = stored_claim(study, best.number)
     export_winner(checked, best.recipe, found, folder)
     console.print(f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False)

@@ -1,5 +1,6 @@
 """The study file: read, checked, every mistake named with its place."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -73,7 +74,27 @@ def _generation(value: object) -> object:
     return entries
 
 
+def _floor(value: object) -> object:
+    """`parents`, by how much one may be better, or a number; pydantic would blame all three."""
+    if value == "parents" or _is_number(value):
+        return {"parents": 0.0} if value == "parents" else value
+    if isinstance(value, dict):
+        entries = cast("dict[object, object]", value)
+        slack = entries.get("parents")
+        if list(entries) == ["parents"] and _is_number(slack) and cast("float", slack) >= 0:
+            return entries
+    raise ValueError(
+        "expected parents (no worse than the best parent), {parents: 0.02} (by no more than .02, "
+        f"in the metric's own units) or a number of the metric itself, got {value!r}"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 Task = Annotated[str | dict[str, Any], BeforeValidator(_named)]
+Floor = Annotated[float | dict[str, float], BeforeValidator(_floor)]
 Template = Annotated[bool | str, BeforeValidator(_template)]
 GenerationKeys = Annotated[dict[str, Any], BeforeValidator(_generation)]
 
@@ -97,14 +118,28 @@ _NOT_HERE = {
 }
 
 
+# What an objective may be, and which of its keys have a meaning there.
+_BENCHMARK = ("metric", "weight", "direction", "cluster", "floor")
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "task": (*_BENCHMARK, "signal", "num_fewshot", "gen_kwargs"),
+    "text": (*_BENCHMARK, "chars"),
+    "model": ("floor", "at_most"),
+    "function": ("weight", "direction", "floor"),
+}
+
+
 class ObjectiveConfig(_Section):
-    """A benchmark that the search shall do well on.
+    """What the search shall do well on: one of task, text, model and function.
 
     `task` is a name, a YAML file, or a mapping of a task's YAML keys: those of a known task are
-    put over its own, others make a task of their own.
+    put over its own, others make a task of their own. `text` is a file whose pieces are items.
+    `model` is a property of the merged model, fewer being better. `function` is the user's own.
     """
 
-    task: Task
+    task: Task | None = None
+    text: Name | None = None
+    model: Literal["depth", "parameters"] | None = None
+    function: Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")] | None = None
     metric: Name | None = None
     signal: Literal["auto", "metric", "probability", "margin", "bits_per_byte"] = "auto"
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
@@ -112,18 +147,61 @@ class ObjectiveConfig(_Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     direction: Literal["maximize", "minimize"] | None = None
     cluster: Name | None = None
+    chars: Annotated[int, Field(ge=100)] | None = None
+    floor: Floor | None = None
+    at_most: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ObjectiveConfig":
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = f"and {' and '.join(given)} are" if given else "and none is"
+            raise ValueError(f"is one of task, text, model and function, {found} given")
+        others = self.model_fields_set - {*_KINDS, *_KINDS[given[0]]}
+        if others:
+            known = ", ".join(_KINDS[given[0]])
+            raise ValueError(f"{given[0]} has no '{min(others)}'; it has {known}")
+        if self.floor is not None and self.at_most is not None:
+            raise ValueError("floor and at_most both say the limit; give one")
+        return self
 
     @property
     def name(self) -> str:
-        """What the benchmark is called in tables and storage."""
-        if isinstance(self.task, str):
-            return self.task
-        return str(self.task["group"] if "group" in self.task else self.task["task"])
+        """What the objective is called in tables and storage."""
+        if self.text is not None:
+            return self.text.removeprefix("./")
+        if isinstance(self.task, dict):
+            return str(self.task["group"] if "group" in self.task else self.task["task"])
+        named = self.task or self.model or str(self.function).rpartition(":")[2]
+        return str(named)
+
+    @property
+    def kind(self) -> str:
+        """`task`, `text`, `model` or `function`."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def has_items(self) -> bool:
+        """Whether it is a benchmark, whose items are dealt to roles."""
+        return self.kind in ("task", "text")
+
+    @property
+    def limit(self) -> float | dict[str, float] | None:
+        """What it must keep to, if anything: a number of its own, or `parents` and by how much."""
+        return self.floor if self.at_most is None else self.at_most
+
+    @property
+    def maximized(self) -> bool:
+        """Whether it is a value of its own under `goal: pareto`.
+
+        A property of the model that has a limit is a constraint alone.
+        """
+        return self.kind != "model" or self.limit is None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The task's YAML keys that the study gives itself."""
-        if isinstance(self.task, str):
+        if not isinstance(self.task, dict):
             return {}
         names = ("group",) if "group" in self.task else ("task",)
         return {key: value for key, value in self.task.items() if key not in names}
@@ -144,6 +222,7 @@ class SearchConfig(_Section):
     sampler: Literal[
         "auto", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random"
     ] = "auto"
+    goal: Literal["mean", "pareto"] = "mean"
     trials: Positive = 100
     batch: Positive = 4
     racing: bool = True
@@ -228,6 +307,17 @@ class StudyConfig(_Section):
         """Folder or URL of the storage."""
         return self.storage or f"runs/{self.name}"
 
+    @property
+    def benchmarks(self) -> tuple[ObjectiveConfig, ...]:
+        """The objectives that have items."""
+        return tuple(objective for objective in self.objectives if objective.has_items)
+
+    @property
+    def values(self) -> int:
+        """How many values a trial has."""
+        pareto = self.search.goal == "pareto"
+        return sum(objective.maximized for objective in self.objectives) if pareto else 1
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
@@ -272,12 +362,31 @@ def parse(data: Mapping[str, Any], mistakes: list[str]) -> StudyConfig | None:
     except ValidationError as error:
         mistakes += _explain_all(error.errors())
         return None
+    mistakes += _clashes(config)
+    return config
+
+
+def _clashes(config: StudyConfig) -> list[str]:
+    """What is wrong with the objectives together."""
+    found: list[str] = []
     seen: set[str] = set()
+    mean = config.search.goal == "mean"
     for i, objective in enumerate(config.objectives):
         if objective.name in seen:
-            mistakes.append(f"objectives[{i}].task: '{objective.name}' is listed twice")
+            found.append(f"objectives[{i}].{objective.kind}: '{objective.name}' is listed twice")
         seen.add(objective.name)
-    return config
+        if mean and objective.kind == "model" and objective.limit is None:
+            found.append(
+                f"objectives[{i}].model: {objective.name} can't be averaged with scores; give "
+                "at_most, or search: {goal: pareto}"
+            )
+    if not config.benchmarks:
+        found.append("objectives: none of them is a task or a text; a claim needs items")
+    elif config.values < 2 and not mean:
+        found.append(
+            "search.goal: pareto needs two objectives or more, and there is one; leave it out"
+        )
+    return found
 
 
 def _explain_all(details: list[ErrorDetails]) -> list[str]:
@@ -302,6 +411,8 @@ def _explain(detail: ErrorDetails) -> str:
             return f"{place}: unknown key; {nearest(str(key), known)}"
         case "missing":
             return f"{place}: is missing"
+        case "string_pattern_mismatch" if detail["loc"][-1] == "function":
+            return f"{place}: expected a file and a name in it, ./scorer.py:name, got {given!r}"
         case "string_pattern_mismatch":
             return f"{place}: {given!r} has a form that is not allowed"
         case "value_error":

@@ -1,33 +1,40 @@
 """From trials to a claim: choose among the best on fresh items, compare on the sealed ones."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from evals.compare import Comparison, Verdicts, compare
+from evals.floors import Room, room_above, room_of
 from evals.items import Role
 from evals.objective import item_scores, objective
 from evals.scorecard import Scorecard
 from evals.shrinkage import shrink
 from evals.statistics import Gain
 from merge_core.recipe import Recipe, from_dict, to_dict
-from search.baselines import baselines, parents
+from search.baselines import baselines, parent_recipe, parents
 from search.bench import Bench
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
+from search.goals import Goals, Result, front, spread, violation
+from search.known import fingerprint
 from search.record import (
     Record,
+    baseline_results,
     by_fingerprint,
     card_from_dict,
     card_to_dict,
     finished,
     keep_practice,
     load,
+    rank_of,
     stored_practice,
+    value_of,
 )
 from search.trial import evaluate
 
@@ -42,6 +49,9 @@ class Finalist:
         chosen: The search's objective on the select items.
         pooled: The same over search and select items together, by which finalists rank.
         shrunk: What its search score is worth when all candidates are looked at.
+        values: Of each objective over all these items, where the goal is a Pareto front.
+        missed: By objective with a limit what it is short of that over all these items.
+        on_front: Whether no other finalist is better in all objectives.
     """
 
     record: Record
@@ -49,6 +59,14 @@ class Finalist:
     chosen: float
     pooled: float
     shrunk: float
+    values: tuple[float, ...] | None = None
+    missed: Mapping[str, float] = field(default_factory=dict[str, float])
+    on_front: bool = True
+
+    @property
+    def rank(self) -> tuple[bool, float, float, int]:
+        """Smaller is better: the front first, what is missed of limits, then the pooled score."""
+        return not self.on_front, violation(self.missed), -self.pooled, self.record.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +129,8 @@ class Claim:
         verdicts: The winner against each reference.
         path: The winner's way from search to holdout: its luck made visible.
         looks: Every reading of the holdout in this study, the first one first.
+        rooms: For each objective with a limit whether the winner keeps to it.
+        figures: Of objectives without items, by objective and model.
     """
 
     trial: int
@@ -120,6 +140,8 @@ class Claim:
     verdicts: Verdicts
     path: Path
     looks: tuple[Look, ...]
+    rooms: tuple[Room, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # pyright: ignore
 
 
 WINNER = "winner"
@@ -131,38 +153,66 @@ def select_winner(
     """Score the best trials on the select items and rank them; the first is the winner.
 
     The ranking pools search and select items: every finalist's search score is inflated by about
-    the same luck, and twice the items halve the noise of the choice.
+    the same luck, and twice the items halve the noise of the choice. What misses a limit ranks
+    behind what keeps to all. Of a Pareto front the member with the best weighted mean wins.
 
     Raises:
         NothingFound: If no trial has a score.
     """
-    best = _best(study, bench.study.config.search.finalists)
-    cards = _select_cards(study, best, evaluators)
+    goals = bench.goals
+    best = _best(study, bench.study.config.search.finalists, pareto=goals.pareto)
+    rivals = parents(bench.study.space) if best and goals.by_parents else ()
+    recipes = [*(record.recipe for record in best), *map(parent_recipe, rivals)]
+    cards = _select_cards(study, recipes, evaluators)
     worth = shrunken(study, bench, signal=True)
+    measures = _pooled_parents(study, bench, cards)
     found = [
-        _finalist(record, card_from_dict(cards[key]), worth[key], bench)
+        _finalist(record, card_from_dict(cards[key]), worth[key], goals, measures)
         for record in best
         if (key := record.key) in cards
     ]
     if not found:
         raise NothingFound("no trial of this study has a score; run it first")
-    found.sort(key=lambda finalist: (-finalist.pooled, finalist.record.number))
+    if goals.pareto:
+        values = [finalist.values or () for finalist in found]
+        kept = front(values, [violation(finalist.missed) for finalist in found])
+        found = [replace(one, on_front=at in kept) for at, one in enumerate(found)]
+        members = [[found[at].record.number, list(values[at])] for at in kept]
+        study.set_user_attr("front", members)
+    found.sort(key=lambda finalist: finalist.rank)
     study.set_user_attr("winner", found[0].record.number)
     return tuple(found)
 
 
+def _pooled_parents(
+    study: optuna.Study, bench: Bench, cards: Mapping[str, Any]
+) -> tuple[Result, ...]:
+    """Every parent on search and select items, if limits need that; else on the search items."""
+    known = baseline_results(study)
+    found: list[Result] = []
+    for name in parents(bench.study.space):
+        result = known[name]
+        if bench.goals.by_parents:
+            data = cards.get(fingerprint(parent_recipe(name)))
+            if data is None:
+                raise NothingFound(f"'{name}' can't be scored on the select items")
+            result = replace(result, cards=(*result.cards, card_from_dict(data)))
+        found.append(result)
+    return tuple(found)
+
+
 def _select_cards(
-    study: optuna.Study, best: Sequence[Record], evaluators: Evaluators
+    study: optuna.Study, recipes: Sequence[Recipe], evaluators: Evaluators
 ) -> dict[str, Any]:
     """Scorecards on the select items by fingerprint; those that are stored aren't made again."""
     cards: dict[str, Any] = study.user_attrs.get("select", {})
-    missing = [record for record in best if record.key not in cards]
-    jobs = [Job(record.recipe, Role.SELECT) for record in missing]
+    wanted = {fingerprint(recipe): recipe for recipe in recipes}
+    missing = [key for key in wanted if key not in cards]
+    jobs = [Job(wanted[key], Role.SELECT) for key in missing]
     for position, outcome in evaluators.score(jobs):
         keep_practice(study, outcome.practice)
         if outcome.scorecard is not None:
-            key = missing[position].key
-            cards[key] = card_to_dict(outcome.scorecard)
+            cards[missing[position]] = card_to_dict(outcome.scorecard)
     if missing:
         study.set_user_attr("select", cards)
     return cards
@@ -180,7 +230,25 @@ def winner(study: optuna.Study) -> Record:
     return load(study.get_trials(deepcopy=False)[int(number)])
 
 
-def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
+def chosen(study: optuna.Study, trial: int | None) -> Record:
+    """The winner, or the finalist of another number: any member of a front can be wanted.
+
+    Raises:
+        NothingFound: If there is no winner yet, or the trial is no finalist.
+    """
+    best = winner(study)
+    if trial is None or trial == best.number:
+        return best
+    select: dict[str, Any] = study.user_attrs["select"]
+    known = [t for t in finished(study) if t.user_attrs["fingerprint"] in select]
+    found = next((t for t in known if t.number == trial), None)
+    if found is None:
+        numbers = ", ".join(str(t.number) for t in known if "reused" not in t.user_attrs)
+        raise NothingFound(f"trial {trial} is no finalist of this study; finalists are {numbers}")
+    return load(found)
+
+
+def claim(study: optuna.Study, bench: Bench, margin: float, trial: int | None = None) -> Claim:
     """Compare the winner with every parent and the merges that need no search on the holdout.
 
     The holdout is read once per winner; asking again judges the stored scores. Every reading is
@@ -190,11 +258,12 @@ def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
         study: A study with a winner.
         bench: With search and holdout items.
         margin: Differences below it don't matter.
+        trial: A finalist to compare in the winner's place.
 
     Raises:
         NothingFound: If there is no winner, or a model can't be scored.
     """
-    best = winner(study)
+    best = chosen(study, trial)
     recipes = {WINNER: best.recipe, **baselines(bench.study.space)}
     known = stored_claim(study, best.number)
     if known is not None and list(known.cards) == list(recipes):
@@ -204,7 +273,7 @@ def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
         if (practice := stored_practice(study)) is not None:
             bench.harness.answering.adopt(practice)
         # What is compared is what is stored, to the last digit.
-        cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
+        cards = {name: stored_card(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
     benchmarks = bench.harness.benchmarks
     values = {name: objective([card], bench.readings) for name, card in cards.items()}
     verdicts = compare(
@@ -216,14 +285,62 @@ def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
         parents(bench.study.space),
     )
     path = _path(study, best, values, bench)
-    found = Claim(best.number, best.recipe, cards, values, verdicts, path, looks(study))
-    study.set_user_attr("claim", _claim_to_dict(found))
+    rooms, figures = _rooms(study, best, cards, bench), _figures(study, best, bench)
+    claimed = (best.number, best.recipe, cards, values, verdicts, path, looks(study))
+    found = Claim(*claimed, rooms, figures)
+    study.set_user_attr(_claim_key(study, best.number), _claim_to_dict(found))
     return found
+
+
+def _claim_key(study: optuna.Study, trial: int) -> str:
+    """Where a claim is stored: the winner's, or that of another finalist."""
+    return "claim" if trial == study.user_attrs.get("winner") else f"claim {trial}"
+
+
+def _rooms(
+    study: optuna.Study, best: Record, cards: Mapping[str, Scorecard], bench: Bench
+) -> tuple[Room, ...]:
+    """How far the winner is above each limit.
+
+    A parent's is that of the one that was best on the search items: choosing it on the holdout
+    would take its luck for skill.
+    """
+    known = baseline_results(study)
+    names = parents(bench.study.space)
+    benchmarks = bench.harness.benchmarks
+    clusters = dict(zip((b.name for b in benchmarks), bench.clusters(Role.HOLDOUT), strict=True))
+    found: list[Room] = []
+    for aim in bench.goals.limited:
+        # Of equals the first, as everywhere.
+        rival = max(names, key=lambda name, aim=aim: aim.sign * aim.figure(known[name]))
+        stated, slack = aim.config.limit, aim.slack
+        if aim.benchmark is not None:
+            floor = stated if slack is None else (rival, cards[rival], slack)
+            assert not isinstance(floor, dict)
+            assert floor is not None
+            found.append(room_above(aim.benchmark, cards[WINNER], floor, clusters[aim.name]))
+        else:
+            limit = aim.limit([known[name] for name in names])
+            assert limit is not None
+            against = None if slack is None else rival
+            found.append(room_of(aim.name, best.figures[aim.name], limit, against, aim.sign))
+    return tuple(found)
+
+
+def _figures(study: optuna.Study, best: Record, bench: Bench) -> dict[str, dict[str, float]]:
+    """By objective without items, then model: figures that don't depend on a role."""
+    stored: dict[str, Any] = study.user_attrs.get("figures", {})
+    models: dict[str, Mapping[str, float]] = {WINNER: best.figures, **stored}
+    return {
+        aim.name: {model: figures[aim.name] for model, figures in models.items()}
+        for aim in bench.goals.aims
+        if aim.benchmark is None
+    }
 
 
 def stored_claim(study: optuna.Study, trial: int) -> Claim | None:
     """What an earlier comparison found for this winner, if there was one."""
-    stored: dict[str, Any] | None = study.user_attrs.get("claim")
+    stored: dict[str, Any] | None = study.user_attrs.get(_claim_key(study, trial))
     if stored is None or stored["trial"] != trial or "verdicts" not in stored:
         return None
     return _claim_from_dict(stored)
@@ -261,26 +378,35 @@ def _look(study: optuna.Study, best: Record) -> None:
     study.set_user_attr("looks", [*known, asdict(Look(now, best.number, to_dict(best.recipe)))])
 
 
-def _kept(card: Scorecard) -> Scorecard:
-    return card_from_dict(card_to_dict(card))
+def _best(study: optuna.Study, count: int, *, pareto: bool) -> list[Record]:
+    """The best trials with different recipes, best first; of a Pareto front all over it."""
+    ranked: dict[str, FrozenTrial] = {}
+    for trial in sorted(finished(study), key=rank_of):
+        ranked.setdefault(trial.user_attrs["fingerprint"], trial)
+    trials = list(ranked.values())
+    if not pareto or not trials:
+        return [load(trial) for trial in trials[:count]]
+    kept = front([t.values for t in trials], [rank_of(t)[0] for t in trials])
+    members = [trials[at] for at in kept]
+    means = [value_of(t) or 0.0 for t in members]
+    return [load(members[at]) for at in spread([t.values for t in members], means, count)]
 
 
-def _best(study: optuna.Study, count: int) -> list[Record]:
-    """The best trials with different recipes, best first."""
-    ranked = sorted(finished(study), key=lambda t: (-(t.value or 0.0), t.number))
-    chosen: dict[str, Record] = {}
-    for trial in ranked:
-        if len(chosen) == count:
-            break
-        chosen.setdefault(trial.user_attrs["fingerprint"], load(trial))
-    return list(chosen.values())
-
-
-def _finalist(record: Record, select: Scorecard, shrunk: float, bench: Bench) -> Finalist:
+def _finalist(
+    record: Record, select: Scorecard, shrunk: float, goals: Goals, measures: Sequence[Result]
+) -> Finalist:
     assert record.scorecard is not None  # only scored trials are finalists
-    pooled = objective([record.scorecard, select], bench.readings, signal=True)
-    chosen = objective([select], bench.readings, signal=True)
-    return Finalist(record, select, chosen, pooled, shrunk)
+    both = Result((record.scorecard, select), record.figures)
+    alone = Result((select,), record.figures)
+    return Finalist(
+        record,
+        select,
+        goals.mean(alone),
+        goals.mean(both),
+        shrunk,
+        goals.values(both) if goals.pareto else None,
+        goals.missed(both, measures),
+    )
 
 
 def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Bench) -> Path:
@@ -320,6 +446,8 @@ def _claim_to_dict(found: Claim) -> dict[str, Any]:
         "verdicts": asdict(found.verdicts),
         "path": asdict(found.path),
         "looks": [asdict(look) for look in found.looks],
+        "rooms": [asdict(room) for room in found.rooms],
+        "figures": {name: dict(models) for name, models in found.figures.items()},
     }
 
 
@@ -332,6 +460,8 @@ def _claim_from_dict(data: dict[str, Any]) -> Claim:
         _verdicts_from_dict(data["verdicts"]),
         Path(**data["path"]),
         tuple(Look(**entry) for entry in data["looks"]),
+        tuple(Room(**entry) for entry in data.get("rooms", ())),
+        data.get("figures", {}),
     )
 
 

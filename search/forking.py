@@ -19,10 +19,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evals.objective import Reading, objective
 from search.dimensions import Choice, Dimension
+from search.goals import Goals, Result
 from search.record import (
     STOPPED,
     card_from_dict,
     finished,
+    rank_of,
     readings_from_dict,
     readings_to_dict,
 )
@@ -32,7 +34,7 @@ NEXT, PRIOR = "next", "prior"
 """Attributes of a study: what the next one is called; what it tries first."""
 
 _TAKEN = 10  # candidates of the study before
-_CARRIED = ("norms", "practice", "baselines", "select", "looks", "samplers")
+_CARRIED = ("norms", "figures", "practice", "baselines", "select", "looks", "samplers")
 
 
 def last_of(study: optuna.Study) -> optuna.Study:
@@ -48,7 +50,7 @@ def only_weights(stored: Mapping[str, Any], stated: Mapping[str, Any]) -> bool:
 
 
 def reweighted(
-    study: optuna.Study, readings: Sequence[Reading], protocol: Mapping[str, Any]
+    study: optuna.Study, goals: Goals, readings: Sequence[Reading], protocol: Mapping[str, Any]
 ) -> optuna.Study:
     """A study with the same trials under other weights.
 
@@ -56,11 +58,14 @@ def reweighted(
 
     Args:
         study: With baselines.
+        goals: With the new weights.
         readings: Of its benchmarks, with the new weights.
         protocol: As it is now.
     """
     before = readings_from_dict(study)
-    told = [_retold(t, before, readings) for t in study.get_trials(deepcopy=False) if _ended(t)]
+    told = [
+        _retold(t, goals, before, readings) for t in study.get_trials(deepcopy=False) if _ended(t)
+    ]
     after = _successor(study)
     after.add_trials(told)
     for name in _CARRIED:
@@ -78,7 +83,7 @@ def forked(study: optuna.Study, space: SearchSpace, protocol: Mapping[str, Any])
         space: Of the new one.
         protocol: Of the new one.
     """
-    ranked = sorted(finished(study), key=lambda t: (-t.values[0], t.number))
+    ranked = sorted(finished(study), key=rank_of)
     points = [point for t in ranked if (point := _point(space, t.params)) is not None]
     different = [point for at, point in enumerate(points) if point not in points[:at]]
     after = _successor(study)
@@ -93,18 +98,28 @@ def with_prior(space: SearchSpace, study: optuna.Study) -> SearchSpace:
     return replace(space, points=(*prior, *rest))
 
 
-def _retold(trial: FrozenTrial, before: Sequence[Reading], after: Sequence[Reading]) -> FrozenTrial:
+def _retold(
+    trial: FrozenTrial, goals: Goals, before: Sequence[Reading], after: Sequence[Reading]
+) -> FrozenTrial:
     if trial.state is not TrialState.COMPLETE:
         return trial
-    card = card_from_dict(trial.user_attrs["scorecard"])
-    value = objective([card], after, signal=True)
     attributes = dict(trial.user_attrs)
-    if STOPPED in attributes:
-        value += attributes[STOPPED]["value"] - objective([card], before, signal=True)
-        attributes[STOPPED] = {**attributes[STOPPED], "value": value}
+    card = card_from_dict(attributes["scorecard"])
+    if STOPPED in attributes and not goals.pareto:
+        (estimate,) = attributes[STOPPED]["values"]
+        moved = objective([card], after, signal=True) - objective([card], before, signal=True)
+        values = [estimate + moved]
+        attributes[STOPPED] = {**attributes[STOPPED], "values": values}
+    elif STOPPED in attributes:
+        values = trial.values  # of each objective: a weight changes none
+    else:
+        result = Result((card,), attributes.get("figures", {}))
+        values = list(goals.values(result))
+        if goals.pareto:
+            attributes["mean"] = goals.mean(result)
     return create_trial(
         state=trial.state,
-        value=value,
+        values=values,
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=attributes,

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from evals.scorecard import Scorecard
+from search.goals import missed_text
 from search.record import Record
 
 
@@ -70,7 +71,9 @@ class Lines:
         """The best trial so far in words."""
         if self.best is None:
             return "nothing scored yet"
-        return f"best {self.best.value:.4f} (trial {self.best.number})"
+        missing = missed_text(self.best.missed)
+        warning = f"; it misses {missing}, as no trial keeps to every limit" if missing else ""
+        return f"best {self.best.value:.4f} (trial {self.best.number}{warning})"
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -140,10 +143,10 @@ def watch(
 
 
 def better(best: Record | None, record: Record) -> Record | None:
-    """The better of two trials; the earlier of equals."""
+    """The better of two trials; the earlier of equals. Who misses limits is behind who doesn't."""
     if record.value is None or record.stopped is not None:
         return best
-    if best is None or best.value is None or record.value > best.value:
+    if best is None or best.value is None or record.rank < best.rank:
         return record
     return best
 
@@ -152,13 +155,17 @@ def outcome_text(record: Record) -> str:
     """One trial's result in words."""
     if record.value is None:
         return f"failed: {record.failure}"
+    missing = missed_text(record.missed)
+    shown = f"{record.value:.4f}" + (f", misses {missing}" if missing else "")
+    if record.values is not None:
+        shown += f" [{', '.join(f'{value:.4g}' for value in record.values)}]"
     if record.reused is not None:
         name = record.reused if isinstance(record.reused, str) else f"trial {record.reused}"
-        return f"{record.value:.4f} (the same model as {name})"
+        return f"{shown} (the same model as {name})"
     if record.stopped is not None:
         return f"lost after {record.stopped.items} items; about {record.value:.4f}"
     seconds = record.merge_seconds + (record.scorecard.seconds if record.scorecard else 0.0)
-    return f"{record.value:.4f} in {seconds:.1f} s"
+    return f"{shown} in {seconds:.1f} s"
 
 
 def scores_text(card: Scorecard) -> str:

@@ -29,6 +29,7 @@ from optuna import Study
 from evals.objective import Reading, item_scores, objective
 from evals.racing import Duel, Rule, Verdict, race_front
 from evals.scorecard import Scorecard
+from search.genes import violation
 from search.record import card_from_dict, finished
 
 _LOWEST = 1.0  # minus Matthews' correlation at its lowest, where a study turns it
@@ -86,7 +87,8 @@ class Race:
 class Leaders:
     """Whom a next batch has to beat: the best trial, or the members of the Pareto front.
 
-    Trials that were stopped are left out: their values are estimates. Of equals the first counts.
+    Trials that were stopped are left out: their values are estimates. So are those that miss a
+    limit: a candidate with lower values that keeps to it is better. Of equals the first counts.
     Higher values are better.
 
     Args:
@@ -98,6 +100,7 @@ class Leaders:
         self._fresh = [
             _Leader(trial.number, tuple(trial.values), trial.user_attrs["scorecard"])
             for trial in finished(study)
+            if not violation(trial)
         ]
 
     def add(self, number: int, values: tuple[float, ...], card: Scorecard) -> None:

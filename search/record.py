@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 from optuna import Study, Trial
@@ -14,6 +14,9 @@ from evals.items import Role
 from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
+from search.genes import CONSTRAINTS
+from search.genes import violation as violation_of
+from search.goals import Result, violation
 from search.known import fingerprint
 
 _LAST = "merge_seconds"  # is written after everything else
@@ -30,12 +33,12 @@ class Stopped:
     Attributes:
         items: Scored, of all benchmarks.
         evidence: The e-value that it is worse than the best by more than the margin.
-        value: What its objective is estimated to be.
+        values: What each objective is estimated to be.
     """
 
     items: int
     evidence: float
-    value: float
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,16 @@ class Record:
     Attributes:
         number: The trial's.
         recipe: What was merged.
-        value: The study's objective; None where the trial failed.
+        value: The weighted mean of the objectives; None where the trial failed.
         scorecard: Scores and per-item results on the search items.
         failure: Why there is no value.
         merge_seconds: Wall time of the merge.
         reused: The earlier trial or the baseline with the same model, whose scores these are.
         flags: What to know before believing its scores.
         stopped: Why not all items were scored; the value is then an estimate.
+        values: Of each objective, all to be maximised, where the goal is a Pareto front; else None.
+        figures: Of objectives that need no items, by name.
+        missed: By objective with a limit what it is short of that: kept at 0 and below.
     """
 
     number: int
@@ -63,15 +69,28 @@ class Record:
     reused: int | str | None
     flags: tuple[str, ...] = ()
     stopped: "Stopped | None" = None
+    values: tuple[float, ...] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    missed: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def key(self) -> str:
         """The same for all recipes that make the same model."""
         return fingerprint(self.recipe)
 
-    def with_value(self, value: float) -> "Record":
-        """The same trial with its value."""
-        return replace(self, value=value)
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """Smaller is better: what is missed of limits, then the value; of equals the earlier."""
+        return violation(self.missed), -(self.value or 0.0), self.number
+
+    @property
+    def told(self) -> tuple[float, ...] | None:
+        """What Optuna is told; None where the trial failed."""
+        return None if self.value is None else self.values or (self.value,)
+
+    def with_value(self, value: float, values: tuple[float, ...] | None = None) -> "Record":
+        """The same trial with its value, and those of each objective."""
+        return replace(self, value=value, values=values)
 
 
 def save(trial: Trial, record: Record) -> None:
@@ -88,6 +107,13 @@ def save(trial: Trial, record: Record) -> None:
         trial.set_user_attr("flags", list(record.flags))
     if record.stopped is not None:
         trial.set_user_attr(STOPPED, asdict(record.stopped))
+    if record.figures:
+        trial.set_user_attr("figures", dict(record.figures))
+    if record.missed:
+        trial.set_user_attr(CONSTRAINTS, list(record.missed.values()))
+        trial.set_user_attr("limits", list(record.missed))
+    if record.values is not None:
+        trial.set_user_attr("mean", record.value)
     trial.set_user_attr(_LAST, round(record.merge_seconds, 4))
 
 
@@ -100,17 +126,54 @@ def load(trial: FrozenTrial) -> Record:
     """Read a finished trial."""
     attributes = trial.user_attrs
     card = attributes.get("scorecard")
+    value = value_of(trial)
+    several = value is not None and "mean" in attributes
+    limits: list[str] = attributes.get("limits", [])
     return Record(
         trial.number,
         from_dict(attributes["recipe"]),
-        trial.value if trial.state is TrialState.COMPLETE else None,
+        value,
         card_from_dict(card) if card else None,
         attributes.get("failure"),
         float(attributes.get("merge_seconds", 0.0)),
         attributes.get("reused"),
         tuple(attributes.get("flags", ())),
-        Stopped(**attributes[STOPPED]) if STOPPED in attributes else None,
+        _stopped(attributes.get(STOPPED)),
+        tuple(trial.values) if several else None,
+        attributes.get("figures", {}),
+        dict(zip(limits, attributes.get(CONSTRAINTS, ()), strict=True)),
     )
+
+
+def _stopped(data: dict[str, Any] | None) -> Stopped | None:
+    if data is None:
+        return None
+    return Stopped(data["items"], data["evidence"], tuple(data["values"]))
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """A trial's weighted mean of the objectives; None where it has no value."""
+    if trial.state is not TrialState.COMPLETE or not trial.values:
+        return None
+    return float(trial.user_attrs.get("mean", trial.values[0]))
+
+
+def rank_of(trial: FrozenTrial) -> tuple[float, float, int]:
+    """As `Record.rank`, without reading the record."""
+    return violation_of(trial), -(value_of(trial) or 0.0), trial.number
+
+
+def baseline_results(study: Study) -> dict[str, Result]:
+    """What is known of each baseline on the search items, as it is stored.
+
+    Not as it was first computed: a resumed study has to have the same limits to the last digit.
+    """
+    stored: dict[str, Any] = study.user_attrs["baselines"]
+    figures: dict[str, Any] = study.user_attrs.get("figures", {})
+    return {
+        name: Result((card_from_dict(data),), figures.get(name, {}))
+        for name, data in stored.items()
+    }
 
 
 def finished(study: Study) -> list[FrozenTrial]:
@@ -191,6 +254,11 @@ def card_to_dict(card: Scorecard) -> dict[str, Any]:
     if card.symptoms:
         data["symptoms"] = {task: dict(rates) for task, rates in card.symptoms.items()}
     return data
+
+
+def stored_card(card: Scorecard) -> Scorecard:
+    """A card as it is read back: what is judged is what is kept, to the last digit."""
+    return card_from_dict(card_to_dict(card))
 
 
 def card_from_dict(data: Mapping[str, Any]) -> Scorecard:

@@ -3,40 +3,42 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evals.answering import Practice
 from evals.guards import Range, ranges
 from evals.items import Role
-from evals.objective import Reading, objective
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
 from search.asking import Asked, Proposer, ask_batch
-from search.baselines import AVERAGE, baselines
+from search.baselines import AVERAGE, baselines, parents
 from search.bench import Bench, Reference, races
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
 from search.forking import with_prior
+from search.goals import Result, violation
 from search.known import known_names
 from search.racing import Leaders, Race
 from search.record import (
     Record,
     Stopped,
+    baseline_results,
     by_fingerprint,
     card_from_dict,
     card_to_dict,
     ended,
     keep_practice,
     load,
-    readings_from_dict,
     readings_to_dict,
     save,
     saved,
+    stored_card,
     stored_practice,
 )
 from search.samplers import choose_sampler
@@ -98,9 +100,10 @@ def run_search(
     start = time.monotonic()
     cards = baseline_cards(study, bench, evaluators)
     late = start + budget.seconds if budget.seconds is not None else math.inf
-    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench), cards)
+    known = baseline_results(study)
+    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench), known)
     for name, card in cards.items():
-        watcher.baseline(name, card, objective([card], search.readings, signal=True))
+        watcher.baseline(name, card, bench.goals.mean(known[name]))
     if ways := evaluators.ways():
         watcher.scored(ways)
     failures = 0
@@ -122,7 +125,9 @@ def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
     """
     search = bench.study.config.search
     used: list[list[Any]] = study.user_attrs.get("samplers", [])
-    word, _ = choose_sampler(search.sampler, bench.study.space, search.trials)
+    word, _ = choose_sampler(
+        search.sampler, bench.study.space, search.trials, bench.study.config.values
+    )
     if search.sampler == "auto" and used:
         word = used[-1][1]
     if not used or used[-1][1] != word:
@@ -141,9 +146,9 @@ class _Search:
     stop: Stop
     late: float
     proposer: Proposer
-    baselines: Mapping[str, Scorecard]
+    baselines: Mapping[str, Result]
     space: SearchSpace = field(init=False)
-    readings: Sequence[Reading] = field(init=False)
+    parents: Sequence[Result] = field(init=False)
     known: dict[str, int] = field(init=False)
     given: dict[str, str] = field(init=False)
     leaders: Leaders = field(init=False)
@@ -151,7 +156,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.space = with_prior(self.bench.study.space, self.study)
-        self.readings = readings_from_dict(self.study)
+        self.parents = [self.baselines[name] for name in parents(self.bench.study.space)]
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
         self.given = known_names(self.bench.study.space)
         self.leaders = Leaders(self.study)
@@ -182,7 +187,8 @@ class _Search:
         if not asked or not races(self.bench.study.config):
             return None
         begun = asked[0].trial.number // self.proposer.batch * self.proposer.batch
-        return Race(self.leaders.before(begun), (tuple(self.readings),))
+        rows = self.bench.goals.raced()
+        return None if rows is None else Race(self.leaders.before(begun), rows)
 
     def _records(self, asked: Sequence[Asked], race: Race | None) -> Iterator[Record]:
         """The record of each trial, each once it is known."""
@@ -224,66 +230,74 @@ class _Search:
         return True
 
     def _record(self, one: Asked, outcome: Outcome, race: Race | None = None) -> Record:
-        card, verdict = outcome.scorecard, outcome.verdict
-        value = None if card is None else self._value(card)
-        stopped = None
-        if card is not None and race is not None and verdict is not None:
-            (value,) = race.values(card, verdict)
-            stopped = Stopped(verdict.items, verdict.evidence, value)
-        return Record(
+        record = Record(
             number=one.trial.number,
             recipe=one.recipe,
-            value=value,
-            scorecard=card,
+            value=None,
+            scorecard=None if outcome.scorecard is None else stored_card(outcome.scorecard),
             failure=outcome.failure,
             merge_seconds=outcome.merge_seconds,
             reused=None,
             flags=outcome.flags,
-            stopped=stopped,
+            figures=outcome.figures,
         )
+        if race is not None and outcome.scorecard is not None and outcome.verdict is not None:
+            values = race.values(outcome.scorecard, outcome.verdict)
+            verdict = outcome.verdict
+            record = replace(record, stopped=Stopped(verdict.items, verdict.evidence, values))
+        return self._judged(record)
 
     def _baseline(self, one: Asked, name: str) -> Record:
-        card = self.baselines[name]
-        value, number = self._value(card), one.trial.number
-        return Record(number, one.recipe, value, card, None, 0.0, reused=name)
+        result, number = self.baselines[name], one.trial.number
+        (card,) = result.cards
+        record = Record(number, one.recipe, None, card, None, 0.0, name, figures=result.figures)
+        return self._judged(record)
 
     def _recovered(self, stored: FrozenTrial) -> Record:
-        record = load(stored)
-        card = record.scorecard
-        if card is None:
+        return self._judged(load(stored))
+
+    def _judged(self, record: Record) -> Record:
+        """A record with its values and what it misses, if it has scores."""
+        if record.scorecard is None:
             return record
-        known = record.stopped.value if record.stopped else self._value(card)
-        return record.with_value(known)
+        if record.stopped is not None:
+            return self._estimated(record, record.stopped.values)
+        goals, result = self.bench.goals, Result((record.scorecard,), record.figures)
+        values = goals.values(result) if goals.pareto else None
+        missed = goals.missed(result, self.parents)
+        return replace(record, value=goals.mean(result), values=values, missed=missed)
+
+    def _estimated(self, record: Record, values: tuple[float, ...]) -> Record:
+        """A stopped candidate's record: whether it keeps to limits isn't known, so it does."""
+        goals = self.bench.goals
+        weights = [aim.config.weight for aim in goals.maximized] if goals.pareto else None
+        mean = float(np.average(values, weights=weights))
+        missed = {aim.name: 0.0 for aim in goals.limited}
+        return replace(record, value=mean, values=values if goals.pareto else None, missed=missed)
 
     def _kept(self, one: Asked, record: Record) -> Record:
         save(one.trial, record)
         return record
 
-    def _value(self, card: Scorecard) -> float:
-        return objective([card], self.readings, signal=True)
-
     def _tell(self, trial: optuna.Trial, record: Record) -> None:
-        if record.value is None:
+        if record.told is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
-            self.study.tell(trial, record.value)
+            self.study.tell(trial, record.told)
             if record.stopped is None and record.scorecard is not None:
                 self.known.setdefault(record.key, record.number)
-                self.leaders.add(record.number, (record.value,), record.scorecard)
+                if not violation(record.missed):
+                    self.leaders.add(record.number, record.told, record.scorecard)
         self.done += 1
 
 
 def _reused(one: Asked, earlier: Record) -> Record:
-    return Record(
+    return replace(
+        earlier,
         number=one.trial.number,
         recipe=one.recipe,
-        value=earlier.value,
-        scorecard=earlier.scorecard,
-        failure=earlier.failure,
         merge_seconds=0.0,
         reused=earlier.number,
-        flags=earlier.flags,
-        stopped=earlier.stopped,
     )
 
 
@@ -301,8 +315,9 @@ def baseline_cards(
     """
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
     if not stored:
-        cards, norms, practice = _score_baselines(baselines(bench.study.space), evaluators)
+        cards, norms, practice, figures = _score_baselines(baselines(bench.study.space), evaluators)
         keep_practice(study, practice)
+        study.set_user_attr("figures", figures)
         study.set_user_attr("readings", readings_to_dict(bench.readings))
         study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
         stored = {name: card_to_dict(card) for name, card in cards.items()}
@@ -317,7 +332,7 @@ def baseline_cards(
 
 def _score_baselines(
     recipes: Mapping[str, Recipe], evaluators: Evaluators
-) -> tuple[dict[str, Scorecard], dict[str, Range], Practice | None]:
+) -> tuple[dict[str, Scorecard], dict[str, Range], Practice | None, dict[str, Any]]:
     names = list(recipes)
     found: dict[str, Outcome] = {}
     practice: Practice | None = None
@@ -330,4 +345,4 @@ def _score_baselines(
             practice = outcome.practice if practice is None else practice.joined(outcome.practice)
     cards = {name: card for name in names if (card := found[name].scorecard)}
     norms = ranges([dict(found[name].norms or {}) for name in names if name != AVERAGE])
-    return cards, norms, practice
+    return cards, norms, practice, {name: dict(found[name].figures) for name in names}

@@ -8,8 +8,10 @@ from types import FrameType
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 
 from search.bench import Bench, CheckedStudy, protocol
+from search.config import StudyConfig
 from search.errors import ProtocolError
 from search.forking import forked, last_of, only_weights, reweighted
 from search.record import differences
@@ -27,7 +29,7 @@ class Stop:
 def open_study(checked: CheckedStudy) -> Generator[optuna.Study]:
     """Open or create the Optuna study of a study file; holds its storage meanwhile."""
     with open_storage(checked.storage, checked.folder, checked.config.name) as storage:
-        yield last_of(_load(storage, checked.config.name))
+        yield last_of(_load(storage, checked.config))
 
 
 def keep_protocol(study: optuna.Study, bench: Bench, *, fork: bool = False) -> optuna.Study:
@@ -53,7 +55,7 @@ def keep_protocol(study: optuna.Study, bench: Bench, *, fork: bool = False) -> o
     if not changed:
         return study
     if only_weights(stored, stated) and "baselines" in study.user_attrs:
-        return reweighted(study, bench.readings, stated)
+        return reweighted(study, bench.goals, bench.readings, stated)
     if fork:
         return forked(study, bench.study.space, stated)
     raise ProtocolError(
@@ -88,7 +90,25 @@ def stop_on_interrupt() -> Generator[Stop]:
             signal.signal(number, handler)
 
 
-def _load(storage: BaseStorage, name: str) -> optuna.Study:
-    return optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", load_if_exists=True
+def _load(storage: BaseStorage, config: StudyConfig) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage,
+        study_name=config.name,
+        directions=[StudyDirection.MAXIMIZE] * config.values,
+        load_if_exists=True,
     )
+    if len(study.directions) != config.values:
+        counts = _values(len(study.directions)), _values(config.values)
+        raise ProtocolError(
+            [
+                f"search.goal: its trials have {counts[0]}, and {config.search.goal} with these "
+                f"objectives has {counts[1]}; undo the change, or give the study another name to "
+                "begin anew"
+            ],
+            f"study '{config.name}' was made under other conditions",
+        )
+    return study
+
+
+def _values(count: int) -> str:
+    return "one value each" if count == 1 else f"{count} values each"

@@ -1,32 +1,71 @@
 """Results as tables for the terminal: numbers as they fall."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from merge_core.memory import memory
 from merge_core.plan import describe
 from search.finals import Finalist
+from search.goals import missed_text
 from search.merging import Job
 from search.writing import size
 
 
-def print_finalists(console: Console, finalists: tuple[Finalist, ...]) -> None:
-    """The best trials by search and select items together; the first is the winner."""
+def print_finalists(
+    console: Console, finalists: tuple[Finalist, ...], objectives: Sequence[str] = ()
+) -> None:
+    """The best trials by search and select items together; the first is the winner.
+
+    Args:
+        console: Where to print.
+        finalists: The winner first.
+        objectives: Names of the values of a Pareto front.
+    """
     table = Table(title="Finalists", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in ("trial", "method", "search items", "shrunk", "select items", "search + select"):
         table.add_column(name, justify="left" if name == "method" else "right")
+    limited = any(finalist.missed for finalist in finalists)
+    if limited:
+        table.add_column("misses")
     for finalist in finalists:
         record = finalist.record
         figures = (record.value or 0.0, finalist.shrunk, finalist.chosen, finalist.pooled)
         cells = (f"{figure:.4f}" for figure in figures)
-        table.add_row(str(record.number), record.recipe.method, *cells)
+        missing = (missed_text(finalist.missed) or "-",) if limited else ()
+        table.add_row(str(record.number), record.recipe.method, *cells, *missing)
+    console.print(table)
+    told = ["Shrunk: what the search score is worth, since the best of many is also the luckiest."]
+    if missing := missed_text(finalists[0].missed):
+        told.append(
+            f"No finalist keeps to every limit. The winner misses the least: {missing}. Lower a "
+            "floor, search for longer, or widen the space."
+        )
+    console.print(*told, sep="\n", highlight=False, markup=False)
+    if objectives:
+        _print_front(console, finalists, objectives)
+
+
+def _print_front(
+    console: Console, finalists: tuple[Finalist, ...], objectives: Sequence[str]
+) -> None:
+    """The members that nobody beats in all objectives, higher being better in each."""
+    members = [finalist for finalist in finalists if finalist.on_front]
+    title = "Pareto front on search + select items, higher is better"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in ("trial", *objectives, "weighted mean"):
+        table.add_column(escape(name), justify="right")
+    for one in members:
+        cells = (f"{value:.6g}" for value in one.values or ())
+        table.add_row(str(one.record.number), *cells, f"{one.pooled:.4f}")
     console.print(table)
     console.print(
-        "Shrunk: what the search score is worth, since the best of many is also the luckiest.",
+        f"The winner has the best weighted mean of its {len(members)} members; compare or export "
+        "another with --trial.",
         highlight=False,
     )
 

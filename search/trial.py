@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from merge_core.errors import MergeError
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from search.bench import Bench
+from search.figures import figures_of
 from search.racing import Race
 
 
@@ -34,6 +35,7 @@ class Outcome:
         norms: Of the merged tensors by name, if they were asked for.
         verdict: Why not all items were scored: the race was lost.
         practice: How the requests were answered.
+        figures: Of objectives that need no items, by name.
     """
 
     scorecard: Scorecard | None
@@ -43,6 +45,7 @@ class Outcome:
     norms: Mapping[str, float] | None = None
     verdict: Verdict | None = None
     practice: Practice | None = None
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def evaluate(
@@ -67,6 +70,7 @@ def evaluate(
         look=lambda: _unhealthy(bench),
         keys=lambda plan: layer_keys(plan, bench),
         race=race,
+        figures=(lambda plan: figures_of(plan, bench)) if role is Role.SEARCH else None,
     )
     card = outcome.scorecard
     practice = bench.harness.answering.practice
@@ -75,13 +79,9 @@ def evaluate(
     reason = failing(card, bench.worst) if bench.worst else None
     told = flags(card, bench.worst)
     norms = norms_of(bench.workbench.slots) if measure else None
+    kept = card if reason is None else None
     return replace(
-        outcome,
-        scorecard=card if reason is None else None,
-        failure=reason,
-        flags=told,
-        norms=norms,
-        practice=practice,
+        outcome, scorecard=kept, failure=reason, flags=told, norms=norms, practice=practice
     )
 
 
@@ -98,6 +98,7 @@ def attempt(
     look: Callable[[], str | None] | None = None,
     keys: Callable[[MergePlan], Keys | None] | None = None,
     race: Race | None = None,
+    figures: Callable[[MergePlan], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Make the live model be what a plan describes, and score it.
 
@@ -109,6 +110,7 @@ def attempt(
         look: Says what is wrong with the merged model; default a look for numbers that are none.
         keys: What stands for the weights of each layer, where that is known.
         race: What it has to keep up with.
+        figures: Measures what needs no items, once the model is scored.
     """
     start = time.perf_counter()
     merged = start
@@ -120,12 +122,14 @@ def attempt(
         if reason := look():
             return Outcome(None, reason, merged - start)
         card, verdict = _scored(harness, role, keys(made) if keys else None, race)
+        whole = card.failure is None and verdict is None
+        measured = dict(figures(made)) if figures and whole else None
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
-    whole = card if card.failure is None else None
-    return Outcome(whole, card.failure, merged - start, verdict=verdict)
+    kept = card if card.failure is None else None
+    return Outcome(kept, card.failure, merged - start, verdict=verdict, figures=measured or {})
 
 
 def _scored(

@@ -58,9 +58,64 @@ def test_search_items_may_be_the_rest():
         ),
         (
             {"search": {"zzz": 1}},
-            "search.zzz: unknown key; known: sampler, trials, batch, racing, finalists, seed",
+            "search.zzz: unknown key; known: sampler, goal, trials, batch, racing, finalists, seed",
         ),
-        ({"objectives": [{}]}, "objectives[0].task: is missing"),
+        (
+            {"objectives": [{}]},
+            "objectives[0]: is one of task, text, model and function, and none is given",
+        ),
+        (
+            {"objectives": [{"task": "x", "model": "depth"}]},
+            "objectives[0]: is one of task, text, model and function, and task and model are given",
+        ),
+        (
+            {"objectives": [{"task": "x", "at_most": 3}]},
+            "objectives[0]: task has no 'at_most'; it has metric, weight, direction, cluster, ",
+        ),
+        (
+            {"objectives": [{"model": "depth", "weight": 2.0}]},
+            "objectives[0]: model has no 'weight'; it has floor, at_most",
+        ),
+        (
+            {"objectives": [{"model": "width"}]},
+            "objectives[0].model: input should be 'depth' or 'parameters', got 'width'",
+        ),
+        (
+            {"objectives": [{"model": "depth", "floor": 3, "at_most": 3}]},
+            "objectives[0]: floor and at_most both say the limit; give one",
+        ),
+        (
+            {"objectives": [{"task": "x"}, {"model": "depth"}]},
+            "objectives[1].model: depth can't be averaged with scores; give at_most, or search: ",
+        ),
+        (
+            {"objectives": [{"model": "depth", "at_most": 3}]},
+            "objectives: none of them is a task or a text; a claim needs items",
+        ),
+        (
+            {"objectives": [{"task": "x", "floor": "parent"}]},
+            "objectives[0].floor: expected parents (no worse than the best parent), {parents: ",
+        ),
+        (
+            {"objectives": [{"task": "x", "floor": {"parents": -0.1}}]},
+            "objectives[0].floor: expected parents (no worse than the best parent), {parents: ",
+        ),
+        (
+            {"objectives": [{"task": "x", "floor": float("nan")}]},
+            "objectives[0].floor: expected parents (no worse than the best parent), {parents: ",
+        ),
+        (
+            {"objectives": [{"task": "x"}], "search": {"goal": "pareto"}},
+            "search.goal: pareto needs two objectives or more, and there is one; leave it out",
+        ),
+        (
+            {"objectives": [{"task": "x"}], "search": {"goal": "front"}},
+            "search.goal: input should be 'mean' or 'pareto', got 'front'",
+        ),
+        (
+            {"objectives": [{"task": "x"}, {"function": "scorer.py"}]},
+            "objectives[1].function: expected a file and a name in it, ./scorer.py:name, got ",
+        ),
         ({"name": "a b"}, "name: 'a b' has a form that is not allowed"),
         ({"device": "gpu"}, "device: 'gpu' has a form that is not allowed"),
         ({"models": {}}, "models: dictionary should have at least 1 item"),

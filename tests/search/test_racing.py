@@ -16,9 +16,7 @@ from search.record import STOPPED, card_to_dict
 RIGHT = Reading("right", "acc,none", None, 1.0, {"acc,none": 1.0}, {}, {})
 GRADED = Reading("graded", "acc,none", "probability", 3.0, {"probability": 1.0}, {}, {})
 BYTES = Reading("bytes", "bits,none", "bits_per_byte", 1.0, {"bits_per_byte": 1.0}, {}, {})
-F1 = Reading(
-    "pairs", "f1,none", None, 1.0, {"f1,none": 1.0}, {}, {"f1,none": "f1"}
-)
+F1 = Reading("pairs", "f1,none", None, 1.0, {"f1,none": 1.0}, {}, {"f1,none": "f1"})
 KEYS = {"right": "acc,none", "graded": "probability", "bytes": "bits_per_byte", "pairs": "f1,none"}
 
 

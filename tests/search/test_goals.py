@@ -1,0 +1,226 @@
+"""Floors, fronts and figures without items, from the study file to the claim."""
+
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial, create_trial
+from rich.console import Console
+from tiny_study import study_dict
+
+from evals.floors import KEPT
+from evals.harness import Benchmark
+from evals.items import Role
+from evals.scorecard import Score, Scorecard
+from search.commands import compare_study, run_study
+from search.config import ObjectiveConfig
+from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
+from search.record import baseline_results, card_from_dict, load, rank_of
+
+
+def aim(better: bool = True, **config: Any) -> Aim:
+    """A benchmark whose figure is that of a card's only item."""
+
+    def pooled(found: Mapping[Role, Any]) -> float:
+        return float(np.mean([value for values in found.values() for value in values]))
+
+    stub = SimpleNamespace(metric="acc", higher_is_better=better, pooled=pooled)
+    return Aim(ObjectiveConfig(task="t", **config), cast("Benchmark", stub), None)
+
+
+def result(*values: float, **figures: float) -> Result:
+    roles = (Role.SEARCH, Role.SELECT)
+    cards = tuple(
+        Scorecard((Score("t", "acc", value, None, 1),), {"t": {"acc": (value,)}}, 0.0, role)
+        for value, role in zip(values, roles, strict=False)
+    )
+    return Result(cards, figures)
+
+
+PARENTS = (result(0.5), result(0.4))
+
+
+@pytest.mark.parametrize(
+    ("floor", "limit", "better"),
+    [
+        ("parents", 0.5, True),
+        ({"parents": 0.02}, 0.48, True),
+        (0.3, 0.3, True),
+        ("parents", 0.4, False),
+        ({"parents": 0.02}, 0.42, False),
+    ],
+)
+def test_a_floor_is_a_limit_of_the_metric_itself(floor: Any, limit: float, better: bool):
+    one = aim(better, floor=floor)
+    found = one.limit(PARENTS)
+    assert found == pytest.approx(limit)
+    assert one.missed(result(limit), limit) == 0
+    worse = limit - 0.1 if better else limit + 0.1
+    assert one.missed(result(worse), limit) == pytest.approx(0.1)
+
+
+def test_a_floor_that_is_just_met_is_kept_whatever_the_last_digit():
+    one = aim(floor={"parents": 0.02})
+    limit = one.limit(PARENTS)
+    assert limit is not None
+    assert one.missed(result(0.48), limit) == 0.0
+
+
+def test_cards_of_several_roles_are_pooled():
+    one = aim(floor="parents")
+    assert one.figure(result(0.2, 0.4)) == pytest.approx(0.3)
+
+
+def test_large_figures_are_missed_by_a_share():
+    one = Aim(ObjectiveConfig(model="parameters", at_most=1000))
+    assert one.missed(result(parameters=1500), 1000) == 0.5
+    assert one.missed(result(parameters=900), 1000) < 0
+
+
+def test_every_parent_is_asked_for_the_best():
+    goals = Goals((aim(floor="parents"),), pareto=False)
+    assert goals.missed(result(0.45), PARENTS) == {"t": pytest.approx(0.05)}
+    assert goals.by_parents
+    assert violation({"a": -0.5, "b": 0.25, "c": 0.5}) == 0.75
+    assert missed_text({"a": -0.5, "b": 0.25}) == "b by 0.2500"
+
+
+def test_the_front_is_optunas():
+    generator = np.random.default_rng(0)
+    points = generator.integers(0, 6, (60, 3)).astype(float)
+    study = optuna.create_study(directions=["maximize"] * 3)
+    study.add_trials([create_trial(values=list(point)) for point in points])
+    expected = {tuple(trial.values) for trial in study.best_trials}
+    found = front(points.tolist(), [0.0] * 60)
+    assert {tuple(points[at]) for at in found} == expected
+    assert len(found) == len(expected)  # equals stand there once
+
+
+def test_who_keeps_to_the_limits_beats_who_does_not():
+    values = [(9.0, 9.0), (1.0, 2.0), (2.0, 1.0), (0.0, 0.0)]
+    assert front(values, [0.1, 0.0, 0.0, 0.0]) == [1, 2]
+    assert front(values, [0.3, 0.2, 0.2, 0.1]) == [3]
+    assert front([], []) == []
+
+
+def test_a_long_front_is_spread_from_the_best_mean_to_the_far_ends():
+    values = [(x, 10.0 - x) for x in range(11)]
+    found = spread(values, [-abs(x - 5) for x in range(11)], 3)
+    assert found == [5, 0, 10]
+    assert sorted(spread(values, [0.0] * 11, 99)) == list(range(11))
+
+
+FLOORS = [
+    {"task": "tiny_choice", "metric": "acc", "floor": {"parents": 0.05}},
+    {"task": "tiny_text", "floor": 1.0},
+    {"model": "depth", "at_most": 3},
+]
+
+
+@pytest.fixture(scope="module")
+def floors(study_folder: Path) -> Path:
+    """A study that was run whose second floor nothing can reach."""
+    return ran(study_folder, "floors", objectives=FLOORS)
+
+
+def test_what_is_missed_is_told_as_constraints(floors: Path):
+    study = opened(floors)
+    parents = [baseline_results(study)[name] for name in ("base", "a", "b")]
+    best = max(figure(one.cards[0], 0) for one in parents)
+    for trial in study.get_trials():
+        card = card_of(trial)
+        choice, text, depth = trial.user_attrs["constraints"]
+        assert choice == pytest.approx(best - 0.05 - figure(card, 0))
+        assert text == pytest.approx(figure(card, 1) - 1.0, rel=1e-5)
+        assert depth == 0
+        assert load(trial).missed == {"tiny_choice": choice, "tiny_text": text, "depth": depth}
+
+
+def test_where_nothing_is_feasible_the_least_missed_wins_and_it_is_said(floors: Path):
+    trials = opened(floors).get_trials()
+    assert all(rank_of(trial)[0] > 0 for trial in trials)
+    shown = floors.with_suffix(".txt").read_text()
+    assert "No finalist keeps to every limit. The winner misses the least: tiny_" in shown
+    assert "misses tiny_text by" in shown
+    first = min(trials, key=rank_of)
+    assert f"(trial {first.number}; it misses" in shown.split("Finalists")[0].splitlines()[-1]
+
+
+def test_the_claim_says_of_each_limit_whether_it_is_kept(floors: Path):
+    out = StringIO()
+    claim = compare_study(floors, Console(file=out, width=200))
+    rooms = {room.objective: room for room in claim.rooms}
+    assert list(rooms) == ["tiny_choice", "tiny_text", "depth"]
+    assert rooms["tiny_choice"].against in ("base", "a", "b")
+    assert rooms["tiny_choice"].low <= rooms["tiny_choice"].room <= rooms["tiny_choice"].high
+    assert rooms["tiny_text"].verdict == "broken"
+    assert (rooms["depth"].verdict, rooms["depth"].low) == (KEPT, None)
+    assert claim.figures == {"depth": dict.fromkeys(claim.figures["depth"], 3)}
+    for text in ("Limits: what the winner has above each", "broken", "depth (a figure without"):
+        assert text in out.getvalue()
+
+
+def test_feasible_trials_come_first_everywhere(study_folder: Path):
+    choice, text = {"task": "tiny_choice"}, {"task": "tiny_text", "weight": 1e-6}
+    free = opened(ran(study_folder, "free", objectives=[choice, text]))
+    figures = {t.number: figure(card_of(t), 1) for t in free.get_trials()}
+    best = figures[free.user_attrs["winner"]]
+    below = max(one for one in figures.values() if one < best)
+    limit = (best + below) / 2  # costs the winner its place
+    path = ran(study_folder, "kept", objectives=[choice, text | {"floor": limit}])
+    study = opened(path)
+    kept = {trial.number for trial in study.get_trials() if rank_of(trial)[0] == 0}
+    assert kept == {number for number, one in figures.items() if one <= limit}
+    ranked = sorted(study.get_trials(), key=rank_of)
+    assert {trial.number for trial in ranked[:3]} == {t.number for t in finalists_of(study)}
+    assert kept == {trial.number for trial in ranked[: len(kept)]}
+    assert study.user_attrs["winner"] in kept
+    shown = path.with_suffix(".txt").read_text()
+    assert "No finalist keeps" not in shown
+    last = shown.split("Finalists")[0].splitlines()[-1]
+    assert any(f"(trial {number}); " in last for number in kept)
+
+
+def ran(folder: Path, name: str, **changes: Any) -> Path:
+    """Run a study beside the others; what it printed lies next to it."""
+    study = study_dict(name=name, **changes)
+    study["search"] = study_dict()["search"] | changes.get("search", {})
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    with path.with_suffix(".txt").open("w") as out:
+        assert run_study(path, Console(file=out, width=200))
+    return path
+
+
+def opened(path: Path) -> optuna.Study:
+    """The study in its storage, for reading."""
+    from search.bench import check_study
+    from search.study import open_study
+
+    with open_study(check_study(path)) as study:
+        copy = optuna.create_study(directions=study.directions)
+        for key, value in study.user_attrs.items():
+            copy.set_user_attr(key, value)
+        copy.add_trials(study.get_trials())
+        return copy
+
+
+def finalists_of(study: optuna.Study) -> list[FrozenTrial]:
+    keys = study.user_attrs["select"]
+    return [trial for trial in study.get_trials() if trial.user_attrs["fingerprint"] in keys]
+
+
+def card_of(trial: FrozenTrial) -> Scorecard:
+    return card_from_dict(trial.user_attrs["scorecard"])
+
+
+def figure(card: Scorecard, at: int) -> float:
+    value = card.scores[at].value
+    assert value is not None
+    return value
