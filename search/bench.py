@@ -25,6 +25,7 @@ from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.settings import Settings
 from evals.tasks import OpenTask, open_tasks, seal
+from evals.texts import CHARS, text_task
 from merge_core.alignment import Aligned
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint, digest
@@ -36,7 +37,8 @@ from merge_core.plan import MergePlan, MergeStep, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
-from search.errors import StudyError
+from search.errors import ScorerError, StudyError
+from search.functions import Scorer, load_scorer
 from search.genome import is_genome, read_genome
 from search.goals import Goals, goals_of
 from search.holes import build_space
@@ -61,6 +63,7 @@ class CheckedStudy:
         tasks: The opened benchmarks.
         dtype: Of the resident model and of what is written.
         device: Where it runs.
+        scorers: The user's own functions by objective.
     """
 
     config: StudyConfig
@@ -72,6 +75,7 @@ class CheckedStudy:
     tasks: tuple[OpenTask, ...]
     dtype: torch.dtype
     device: torch.device
+    scorers: Mapping[str, Scorer] = field(default_factory=dict[str, Scorer])
 
     @property
     def storage(self) -> str:
@@ -202,6 +206,7 @@ def check_study(path: Path) -> CheckedStudy:
     space = build_space(config.recipe, config.models, mistakes, checkpoints)
     mistakes += unopened
     tasks = _open_tasks(config, folder, mistakes)
+    scorers = _load_scorers(config, folder, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
@@ -214,7 +219,8 @@ def check_study(path: Path) -> CheckedStudy:
     models, files = aligned.checkpoints, aligned.files
     plan = compile_plan(space.decode(space.starts()[0]), models)
     warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings)))
-    return CheckedStudy(config, folder, space, models, files, warnings, tasks, dtype, device)
+    opened = (config, folder, space, models, files, warnings, tasks, dtype, device)
+    return CheckedStudy(*opened, scorers)
 
 
 def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
@@ -253,11 +259,13 @@ def protocol(bench: Bench) -> dict[str, Any]:
     """Everything that makes two trials comparable; a study is resumed only under the same."""
     study, config = bench.study, bench.study.config
     clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
+    functions = {name: scorer.digest for name, scorer in study.scorers.items()}
     return {
         "space": study.space.describe(),
         "recipe": plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
         "objectives": [_stated(objective) for objective in config.objectives],
+        **({"functions": functions} if functions else {}),
         **({"goal": config.search.goal} if config.search.goal != "mean" else {}),
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
@@ -323,20 +331,49 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
     items = config.items
     counts = Counts(None if items.search == "rest" else items.search, items.select, items.holdout)
     common = config.evaluation.gen_kwargs
-    places = [at for at, one in enumerate(config.objectives) if one.has_items]
-    requests = [_request(objective, folder, common) for objective in config.benchmarks]
+    requests: dict[int, TaskRequest] = {}
+    for at, objective in enumerate(config.objectives):
+        try:
+            if objective.has_items:
+                requests[at] = _request(objective, folder, common)
+        except EvaluationError as error:
+            mistakes.append(f"objectives[{at}]: {error}")
+    places = list(requests)
+
+    def report(at: int, text: str) -> None:
+        objective = config.objectives[places[at]]
+        if objective.text is not None and "too few" in text:
+            chars = objective.chars or CHARS
+            text += f"; or give a longer text, or fewer chars than {chars:,} to a piece"
+        mistakes.append(f"objectives[{places[at]}]: {text}")
+
     return open_tasks(
-        requests,
+        list(requests.values()),
         counts,
         items.seed,
         [path for path in include if path.is_dir()],
-        lambda at, text: mistakes.append(f"objectives[{places[at]}]: {text}"),
+        report,
         config.evaluation.metadata,
     )
 
 
+def _load_scorers(config: StudyConfig, folder: Path, mistakes: list[str]) -> dict[str, Scorer]:
+    found: dict[str, Scorer] = {}
+    for at, objective in enumerate(config.objectives):
+        if objective.function is not None:
+            try:
+                found[objective.name] = load_scorer(objective.function, folder)
+            except ScorerError as error:
+                mistakes.append(f"objectives[{at}].function: {error}")
+    return found
+
+
 def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]) -> TaskRequest:
     file = folder / objective.name
+    arguments = objective.arguments
+    if objective.text is not None:
+        path = (folder / Path(objective.text).expanduser()).resolve()
+        arguments = text_task(objective.name, path, objective.chars or CHARS)
     return TaskRequest(
         task=objective.name,
         metric=objective.metric,
@@ -345,8 +382,8 @@ def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]
             None if objective.direction is None else objective.direction == "maximize"
         ),
         weight=objective.weight,
-        file=file if file.is_file() else None,
-        arguments=objective.arguments,
+        file=file if objective.text is None and file.is_file() else None,
+        arguments=arguments,
         gen_kwargs=objective.gen_kwargs,
         common_gen_kwargs=common,
         signal=objective.signal,

@@ -120,7 +120,7 @@ _NOT_HERE = {
 
 # What an objective may be, and which of its keys have a meaning there.
 _BENCHMARK = ("metric", "weight", "direction", "cluster", "floor")
-_KINDS: Mapping[str, tuple[str, ...]] = {
+KINDS: Mapping[str, tuple[str, ...]] = {
     "task": (*_BENCHMARK, "signal", "num_fewshot", "gen_kwargs"),
     "text": (*_BENCHMARK, "chars"),
     "model": ("floor", "at_most"),
@@ -153,13 +153,13 @@ class ObjectiveConfig(_Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ObjectiveConfig":
-        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             found = f"and {' and '.join(given)} are" if given else "and none is"
             raise ValueError(f"is one of task, text, model and function, {found} given")
-        others = self.model_fields_set - {*_KINDS, *_KINDS[given[0]]}
+        others = self.model_fields_set - {*KINDS, *KINDS[given[0]]}
         if others:
-            known = ", ".join(_KINDS[given[0]])
+            known = ", ".join(KINDS[given[0]])
             raise ValueError(f"{given[0]} has no '{min(others)}'; it has {known}")
         if self.floor is not None and self.at_most is not None:
             raise ValueError("floor and at_most both say the limit; give one")
@@ -178,7 +178,7 @@ class ObjectiveConfig(_Section):
     @property
     def kind(self) -> str:
         """`task`, `text`, `model` or `function`."""
-        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def has_items(self) -> bool:

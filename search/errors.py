@@ -34,6 +34,10 @@ class NothingFound(RuntimeError):  # noqa: N818
     """A search ended without a single scored candidate."""
 
 
+class ScorerError(RuntimeError):
+    """A user's own function can't be loaded, fails or gives no number."""
+
+
 def first_line(error: Exception) -> str:
     """What a library's exception says, shortened to one line; its type if it says nothing."""
     lines = str(error).strip().splitlines()

@@ -20,9 +20,16 @@ def figures_of(plan: MergePlan, bench: Bench) -> dict[str, float]:
     Args:
         plan: That made it.
         bench: Whose study names the objectives.
+
+    Raises:
+        ScorerError: If a user's function fails.
     """
-    return {
-        one.name: float(_PROPERTIES[one.model](plan))
-        for one in bench.study.config.objectives
-        if one.model is not None
-    }
+    found: dict[str, float] = {}
+    lm, seed = bench.harness.lm, bench.harness.settings.torch_seed
+    for one in bench.study.config.objectives:
+        if one.model is not None:
+            found[one.name] = float(_PROPERTIES[one.model](plan))
+        elif one.function is not None:
+            scorer = bench.study.scorers[one.name]
+            found[one.name] = scorer.figure(lm.model, lm.tokenizer, seed)
+    return found

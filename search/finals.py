@@ -33,6 +33,7 @@ from search.record import (
     keep_practice,
     load,
     rank_of,
+    stored_card,
     stored_practice,
     value_of,
 )
@@ -48,7 +49,8 @@ class Finalist:
         select: Its scorecard on the select items.
         chosen: The search's objective on the select items.
         pooled: The same over search and select items together, by which finalists rank.
-        shrunk: What its search score is worth when all candidates are looked at.
+        shrunk: What its search score is worth when all candidates are looked at; None where a
+            function is part of it, which has no items to shrink by.
         values: Of each objective over all these items, where the goal is a Pareto front.
         missed: By objective with a limit what it is short of that over all these items.
         on_front: Whether no other finalist is better in all objectives.
@@ -58,7 +60,7 @@ class Finalist:
     select: Scorecard
     chosen: float
     pooled: float
-    shrunk: float
+    shrunk: float | None
     values: tuple[float, ...] | None = None
     missed: Mapping[str, float] = field(default_factory=dict[str, float])
     on_front: bool = True
@@ -164,10 +166,10 @@ def select_winner(
     rivals = parents(bench.study.space) if best and goals.by_parents else ()
     recipes = [*(record.recipe for record in best), *map(parent_recipe, rivals)]
     cards = _select_cards(study, recipes, evaluators)
-    worth = shrunken(study, bench, signal=True)
+    worth = {} if goals.functions else shrunken(study, bench, signal=True)
     measures = _pooled_parents(study, bench, cards)
     found = [
-        _finalist(record, card_from_dict(cards[key]), worth[key], goals, measures)
+        _finalist(record, card_from_dict(cards[key]), worth.get(key), goals, measures)
         for record in best
         if (key := record.key) in cards
     ]
@@ -273,7 +275,9 @@ def claim(study: optuna.Study, bench: Bench, margin: float, trial: int | None = 
         if (practice := stored_practice(study)) is not None:
             bench.harness.answering.adopt(practice)
         # What is compared is what is stored, to the last digit.
-        cards = {name: stored_card(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
+        cards = {
+            name: stored_card(_holdout(name, recipe, bench)) for name, recipe in recipes.items()
+        }
     benchmarks = bench.harness.benchmarks
     values = {name: objective([card], bench.readings) for name, card in cards.items()}
     verdicts = compare(
@@ -393,7 +397,11 @@ def _best(study: optuna.Study, count: int, *, pareto: bool) -> list[Record]:
 
 
 def _finalist(
-    record: Record, select: Scorecard, shrunk: float, goals: Goals, measures: Sequence[Result]
+    record: Record,
+    select: Scorecard,
+    shrunk: float | None,
+    goals: Goals,
+    measures: Sequence[Result],
 ) -> Finalist:
     assert record.scorecard is not None  # only scored trials are finalists
     both = Result((record.scorecard, select), record.figures)

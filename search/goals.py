@@ -121,6 +121,11 @@ class Goals:
         return tuple(aim for aim in self.aims if aim.config.maximized)
 
     @property
+    def functions(self) -> tuple[Aim, ...]:
+        """Those that a user's function measures."""
+        return tuple(aim for aim in self.aims if aim.config.kind == "function")
+
+    @property
     def by_parents(self) -> bool:
         """Whether a limit of some benchmark is a parent's figure."""
         return any(aim.slack is not None and aim.benchmark for aim in self.limited)
@@ -139,7 +144,7 @@ class Goals:
         """The weighted mean of benchmarks and functions; a model's properties aren't in it."""
         readings = [aim.reading for aim in self.aims if aim.reading is not None]
         found = objective(result.cards, readings, signal=True)
-        others = [aim for aim in self.aims if aim.config.kind == "function"]
+        others = self.functions
         if not others:
             return found
         values = [found, *(aim.value(result) for aim in others)]

@@ -34,8 +34,8 @@ def print_finalists(
         table.add_column("misses")
     for finalist in finalists:
         record = finalist.record
-        figures = (record.value or 0.0, finalist.shrunk, finalist.chosen, finalist.pooled)
-        cells = (f"{figure:.4f}" for figure in figures)
+        figures = (record.value, finalist.shrunk, finalist.chosen, finalist.pooled)
+        cells = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
         missing = (missed_text(finalist.missed) or "-",) if limited else ()
         table.add_row(str(record.number), record.recipe.method, *cells, *missing)
     console.print(table)

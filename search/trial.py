@@ -19,6 +19,7 @@ from merge_core.errors import MergeError
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from search.bench import Bench
+from search.errors import ScorerError
 from search.figures import figures_of
 from search.racing import Race
 
@@ -126,6 +127,8 @@ def attempt(
         measured = dict(figures(made)) if figures and whole else None
     except MergeError as error:
         return Outcome(None, str(error), time.perf_counter() - start)
+    except ScorerError as error:
+        return Outcome(None, str(error), merged - start)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
     kept = card if card.failure is None else None

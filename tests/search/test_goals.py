@@ -18,10 +18,13 @@ from evals.floors import KEPT
 from evals.harness import Benchmark
 from evals.items import Role
 from evals.scorecard import Score, Scorecard
-from search.commands import compare_study, run_study
+from search.bench import check_study
+from search.commands import compare_study, export_study, run_study
 from search.config import ObjectiveConfig
+from search.errors import NothingFound, ProtocolError, StudyError
 from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
 from search.record import baseline_results, card_from_dict, load, rank_of
+from search.study import open_study
 
 
 def aim(better: bool = True, **config: Any) -> Aim:
@@ -187,6 +190,171 @@ def test_feasible_trials_come_first_everywhere(study_folder: Path):
     assert any(f"(trial {number}); " in last for number in kept)
 
 
+SCORER = """
+def spread(model, tokenizer):
+    assert not model.training and tokenizer is not None
+    return [float(p.std()) for name, p in model.named_parameters() if "mlp" in name]
+
+def picky(model, tokenizer):
+    widths = spread(model, tokenizer)
+    if sum(widths) / len(widths) > {most}:
+        raise ValueError("too wide")
+    return 1
+
+def nothing(model, tokenizer):
+    return float("nan")
+"""
+FRONT = [
+    {"task": "tiny_choice", "metric": "acc"},
+    {"text": "./my.txt", "chars": 100, "weight": 0.5},
+    {"function": "./scorer.py:spread", "direction": "minimize"},
+    {"model": "depth"},
+    {"model": "parameters", "at_most": 10**9},
+]
+
+
+@pytest.fixture(scope="module")
+def pareto(study_folder: Path) -> Path:
+    """A study of four objectives and a constraint that was run."""
+    lines = [f"The miller of {n} sacks pays {n * n} coins at noon." for n in range(120)]
+    (study_folder / "my.txt").write_text("\n\n".join(lines))
+    (study_folder / "scorer.py").write_text(SCORER.format(most=0))
+    return ran(study_folder, "pareto", objectives=FRONT, search={"goal": "pareto", "trials": 8})
+
+
+def test_every_objective_is_a_value_and_the_mean_is_kept(pareto: Path):
+    study = opened(pareto)
+    assert len(study.directions) == 4
+    for trial in study.get_trials():
+        record = load(trial)
+        card = card_of(trial)
+        choice, text, spread_, depth = trial.values
+        assert record.values == (choice, text, spread_, depth)
+        assert depth == -3
+        assert spread_ == -record.figures["spread"] < 0
+        assert text == pytest.approx(-figure(card, 1) * np.log(2), rel=0.05)  # nats, by piece
+        assert record.value == pytest.approx((choice + 0.5 * text + spread_) / 2.5)
+        assert record.missed["parameters"] < 0
+        assert record.figures["parameters"] > 1000
+
+
+def test_finalists_are_the_front_and_its_best_mean_wins(pareto: Path):
+    study = opened(pareto)
+    trials = [t for t in study.get_trials() if "reused" not in t.user_attrs]
+    known = {trials[at].number for at in front([t.values for t in trials], [0.0] * len(trials))}
+    finalists = {t.number for t in finalists_of(study) if "reused" not in t.user_attrs}
+    assert finalists <= known
+    assert len(finalists) == min(3, len(known))
+    members = dict(study.user_attrs["front"])
+    assert study.user_attrs["winner"] in members
+    assert set(members) <= finalists
+    assert all(len(values) == 4 for values in members.values())
+    shown = pareto.with_suffix(".txt").read_text()
+    assert "Pareto front on search + select items" in shown
+
+
+def test_other_members_of_the_front_are_compared_and_exported(pareto: Path, tmp_path: Path):
+    study = opened(pareto)
+    best = study.user_attrs["winner"]
+    other = next(t.number for t in finalists_of(study) if t.number != best)
+    first = compare_study(pareto, silent())
+    second = compare_study(pareto, silent(), trial=other)
+    assert (first.trial, second.trial) == (best, other)
+    assert len(compare_study(pareto, silent()).looks) == 2  # each was read once
+    assert set(second.figures) == {"spread", "depth", "parameters"}
+    assert second.figures["spread"]["winner"] == load(study.get_trials()[other]).figures["spread"]
+    export_study(pareto, tmp_path / "out", silent(), other)
+    assert load(study.get_trials()[other]).recipe.method in (
+        tmp_path / "out" / "README.md"
+    ).read_text("utf-8")
+    with pytest.raises(NothingFound, match="trial 99 is no finalist of this study; finalists are"):
+        compare_study(pareto, silent(), trial=99)
+
+
+def test_running_again_changes_nothing(pareto: Path):
+    before = opened(pareto)
+    run_study(pareto, silent(), quiet=True)
+    after = opened(pareto)
+    assert [t.values for t in after.get_trials()] == [t.values for t in before.get_trials()]
+    assert after.user_attrs["front"] == before.user_attrs["front"]
+
+
+def test_a_study_of_another_goal_is_refused_with_the_way_out(pareto: Path):
+    config = yaml.safe_load(pareto.read_text())
+    config["search"]["goal"] = "mean"
+    config["objectives"] = config["objectives"][:2]
+    path = pareto.with_name("changed.yaml")
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ProtocolError) as error:
+        run_study(path, silent())
+    assert (
+        "search.goal: its trials have 4 values each, and mean with these objectives has one value "
+        "each; undo the change, or give the study another name to begin anew"
+    ) in str(error.value)
+
+
+def test_a_changed_function_is_another_study(pareto: Path):
+    scorer = pareto.with_name("scorer.py")
+    before = scorer.read_text()
+    scorer.write_text(before + "# changed\n")
+    try:
+        with pytest.raises(ProtocolError, match=r"functions\.spread: was"):
+            run_study(pareto, silent())
+    finally:
+        scorer.write_text(before)
+
+
+def test_a_function_that_fails_is_the_candidates_failure(study_folder: Path, pareto: Path):
+    widths = [one.figures["spread"] for one in baseline_results(opened(pareto)).values()]
+    (study_folder / "picky.py").write_text(SCORER.format(most=1.3 * max(widths)))
+    objectives = [{"task": "tiny_choice"}, {"function": "./picky.py:picky"}]
+    recipe = study_dict()["recipe"]
+    recipe["models"][0]["parameters"]["weight"] = {"range": [0.0, 9.0]}
+    path = ran(study_folder, "picky", objectives=objectives, recipe=recipe, search={"trials": 10})
+    failures = [t.user_attrs["failure"] for t in opened(path).get_trials() if not t.values]
+    assert "function 'picky' failed: ValueError: too wide" in failures
+
+
+def test_a_function_that_gives_no_number_says_so(study_folder: Path, pareto: Path):
+    del pareto  # has written the file
+    objectives = [{"task": "tiny_choice"}, {"function": "./scorer.py:nothing"}]
+    with pytest.raises(NothingFound, match="function 'nothing' gave nan; expected a finite number"):
+        ran(study_folder, "nothing", objectives=objectives)
+
+
+def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder: Path):
+    (study_folder / "short.txt").write_text("One. \n\n Two.")
+    (study_folder / "broken.py").write_text("1 / 0")
+    (study_folder / "empty.py").write_text("")
+    objectives = [
+        {"task": "tiny_choice"},
+        {"text": "./nowhere.txt"},
+        {"text": "./short.txt"},
+        {"function": "./nowhere.py:f"},
+        {"function": "./broken.py:g"},
+        {"function": "./empty.py:h"},
+    ]
+    path = study_folder / "wrong.yaml"
+    path.write_text(yaml.safe_dump(study_dict(objectives=objectives)))
+    with pytest.raises(StudyError) as error:
+        check_study(path)
+    expected = [
+        f"objectives[1]: text 'nowhere.txt': there is no file {study_folder / 'nowhere.txt'}",
+        "objectives[2]: task 'short.txt': has 1 different items, too few for search 16, select 8, "
+        "holdout 16; lower them under 'items'; or give a longer text, or fewer chars than 1,000 "
+        "to a piece",
+        f"objectives[3].function: there is no file {study_folder / 'nowhere.py'}",
+        f"objectives[4].function: {study_folder / 'broken.py'} fails: ZeroDivisionError: division "
+        "by zero",
+        f"objectives[5].function: {study_folder / 'empty.py'} has no function 'h'",
+    ]
+    assert list(error.value.mistakes) == expected
+
+
+def silent() -> Console:
+    return Console(file=StringIO())
+
+
 def ran(folder: Path, name: str, **changes: Any) -> Path:
     """Run a study beside the others; what it printed lies next to it."""
     study = study_dict(name=name, **changes)
@@ -200,9 +368,6 @@ def ran(folder: Path, name: str, **changes: Any) -> Path:
 
 def opened(path: Path) -> optuna.Study:
     """The study in its storage, for reading."""
-    from search.bench import check_study
-    from search.study import open_study
-
     with open_study(check_study(path)) as study:
         copy = optuna.create_study(directions=study.directions)
         for key, value in study.user_attrs.items():
