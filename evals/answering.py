@@ -42,6 +42,19 @@ _Key = tuple[str, tuple[int, ...]]
 """A kind of request and the identities of the requests."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where requests belong.
+
+    Attributes:
+        role: Whose items ask them.
+        share: Of that role's items; of the memory for hidden states they get as much.
+    """
+
+    role: str = ""
+    share: float = 1.0
+
+
 class Answering:
     """Answers the same requests for one candidate after another.
 
@@ -56,6 +69,7 @@ class Answering:
         self._size = BatchSize(SEQUENCES if automatic else int(batch_size), automatic)
         self._gates: dict[str, Gate] = {}
         self._scorers: dict[_Key, tuple[Sequence[Asked], LikelihoodScorer]] = {}
+        self._roles: dict[_Key, str] = {}
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -86,7 +100,11 @@ class Answering:
         return max((scorer.left_out for _, scorer in self._scorers.values()), default=0)
 
     def respond(
-        self, kind: str, asked: Sequence[Asked], layers: Keys | None = None
+        self,
+        kind: str,
+        asked: Sequence[Asked],
+        layers: Keys | None = None,
+        part: Part | None = None,
     ) -> Sequence[Any]:
         """The model's responses as lm-eval's tasks expect them, in the requests' order.
 
@@ -95,10 +113,11 @@ class Answering:
             asked: The requests.
             layers: What stands for the weights before the layers and in each layer, if known;
                 layers that are as they were are not run again for log-likelihoods.
+            part: Where the requests belong; default all that are asked under one role.
         """
         if not kind.startswith("loglikelihood"):
             return self._generate(kind, [request for request, _ in asked])
-        answers = iter(self._scorer(kind, asked).score(layers))
+        answers = iter(self._scorer(kind, asked, part or Part()).score(layers))
         grouped = [[next(answers) for _ in windows] for _, windows in asked]
         if kind == "loglikelihood_rolling":
             return [sum(likelihood for likelihood, _ in answer) for answer in grouped]
@@ -111,7 +130,7 @@ class Answering:
 
         return self._size.attempt(work)
 
-    def _scorer(self, kind: str, asked: Sequence[Asked]) -> LikelihoodScorer:
+    def _scorer(self, kind: str, asked: Sequence[Asked], part: Part) -> LikelihoodScorer:
         """The plan for these requests, made the first time that they are asked."""
         key = kind, tuple(id(request) for request, _ in asked)
         if key not in self._scorers:
@@ -120,10 +139,11 @@ class Answering:
             self._scorers[key] = (
                 asked,
                 LikelihoodScorer(
-                    self._lm, windows, self._size, self._gates.setdefault(kind, Gate())
+                    self._lm, windows, self._size, self._gates.setdefault(kind, Gate()), part.share
                 ),
             )
+            self._roles[key] = part.role
         for other, (_, scorer) in self._scorers.items():
-            if other != key and other[0] == kind:  # another role's items, whose turn is over
+            if other[0] == kind and self._roles[other] != part.role:  # its turn is over
                 scorer.forget()
         return self._scorers[key][1]

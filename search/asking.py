@@ -7,8 +7,9 @@ import optuna
 from optuna.trial import TrialState
 
 from merge_core.recipe import Recipe
+from search.known import fingerprint
 from search.samplers import Drawn, sampler_for
-from search.space import METHOD, Choice, Real, SearchSpace, Values
+from search.space import Choice, Dimension, Real, SearchSpace, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Asked:
 
     trial: optuna.Trial
     recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        """The same for all recipes that make the same model."""
+        return fingerprint(self.recipe)
 
 
 def ask_batch(
@@ -74,7 +80,9 @@ def next_trial(
     """
     history = study.get_trials(deepcopy=False)
     orphan = history[number] if number < len(history) else None
-    study.sampler = sampler_for(proposer.word, space, history, proposer.seed, number)
+    study.sampler = sampler_for(
+        proposer.word, space, history, proposer.seed, number, batch=proposer.batch
+    )
     if orphan and "drawn" in orphan.user_attrs:
         study.sampler = Drawn(orphan.user_attrs["drawn"], study.sampler)
     trial = optuna.Trial(study, orphan._trial_id) if orphan else study.ask()  # pyright: ignore[reportPrivateUsage]
@@ -84,14 +92,14 @@ def next_trial(
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:
-    """Draw a value for every dimension that the drawn method has, in declared order."""
-    values: dict[str, Any] = {}
-    if space.dimensions and space.dimensions[0].name == METHOD:
-        values[METHOD] = trial.suggest_categorical(METHOD, space.methods)
-    for dimension in space.active(space.method(values)):
-        match dimension:
-            case Real(name, low, high, log):
-                values[name] = trial.suggest_float(name, low, high, log=log)
-            case Choice(name, options):
-                values[name] = trial.suggest_categorical(name, options)
-    return values
+    """Draw a coordinate of every dimension that exists under those before it, in order."""
+
+    def ask(dimension: Dimension) -> Any:
+        if isinstance(dimension, Choice):
+            return trial.suggest_categorical(dimension.name, dimension.options)
+        low, high, log = dimension.low, dimension.high, dimension.log
+        if isinstance(dimension, Real):
+            return trial.suggest_float(dimension.name, low, high, log=log)
+        return trial.suggest_int(dimension.name, dimension.low, dimension.high, log=log)
+
+    return space.draw(ask)

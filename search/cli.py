@@ -131,7 +131,7 @@ def compare(
         str | None,
         typer.Option(
             help="Names or files of lm-eval tasks, with commas between them; task:metric "
-            "chooses a metric.",
+            "chooses a metric, and a name with a colon in it may end in one more.",
             show_default=False,
         ),
     ] = None,

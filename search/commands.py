@@ -33,7 +33,7 @@ from search.merging import MergeOptions, merge_file, plan_file
 from search.outlook import print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
-from search.record import finished
+from search.record import ended
 from search.searching import Budget, run_search
 from search.study import keep_protocol, open_study, stop_on_interrupt
 from search.tables import print_finalists, print_job
@@ -85,7 +85,7 @@ def run_study(
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
-            watch(console, trials, len(finished(study)), quiet=quiet, verbose=verbose) as watcher,
+            watch(console, trials, ended(study), quiet=quiet, verbose=verbose) as watcher,
         ):
             run_search(study, bench, evaluators, watcher, stop, Budget(trials, options.seconds))
             if stop.asked:

@@ -141,9 +141,12 @@ class ItemsConfig(_Section):
 class SearchConfig(_Section):
     """How to search."""
 
-    sampler: Literal["auto", "tpe", "cmaes", "gp", "qmc", "random"] = "auto"
+    sampler: Literal[
+        "auto", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random"
+    ] = "auto"
     trials: Positive = 100
     batch: Positive = 4
+    racing: bool = True
     finalists: Positive = 8
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from evals.items import Role
 from merge_core.recipe import Recipe
 from search.bench import Bench, Reference
+from search.racing import Race
 from search.trial import Outcome, evaluate
 
 
@@ -18,11 +19,13 @@ class Job:
         recipe: What to merge.
         role: On whose items.
         measure: Whether the norms of its tensors are wanted too.
+        race: What it has to keep up with, or its scoring is stopped; None: nothing.
     """
 
     recipe: Recipe
     role: Role
     measure: bool = False
+    race: Race | None = None
 
 
 Begin = Callable[[int], bool]
@@ -82,4 +85,4 @@ class InProcess:
 
 def score_job(job: Job, bench: Bench) -> Outcome:
     """Do a job with a bench."""
-    return evaluate(job.recipe, bench, job.role, measure=job.measure)
+    return evaluate(job.recipe, bench, job.role, measure=job.measure, race=job.race)

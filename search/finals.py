@@ -142,7 +142,7 @@ def select_winner(
     found = [
         _finalist(record, card_from_dict(cards[key]), worth[key], bench)
         for record in best
-        if (key := record.recipe.fingerprint) in cards
+        if (key := record.key) in cards
     ]
     if not found:
         raise NothingFound("no trial of this study has a score; run it first")
@@ -156,12 +156,12 @@ def _select_cards(
 ) -> dict[str, Any]:
     """Scorecards on the select items by fingerprint; those that are stored aren't made again."""
     cards: dict[str, Any] = study.user_attrs.get("select", {})
-    missing = [record for record in best if record.recipe.fingerprint not in cards]
+    missing = [record for record in best if record.key not in cards]
     jobs = [Job(record.recipe, Role.SELECT) for record in missing]
     for position, outcome in evaluators.score(jobs):
         keep_practice(study, outcome.practice)
         if outcome.scorecard is not None:
-            key = missing[position].recipe.fingerprint
+            key = missing[position].key
             cards[key] = card_to_dict(outcome.scorecard)
     if missing:
         study.set_user_attr("select", cards)
@@ -206,7 +206,7 @@ def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
         # What is compared is what is stored, to the last digit.
         cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
     benchmarks = bench.harness.benchmarks
-    values = {name: objective([card], benchmarks) for name, card in cards.items()}
+    values = {name: objective([card], bench.readings) for name, card in cards.items()}
     verdicts = compare(
         cards,
         [(WINNER, name) for name in cards if name != WINNER],
@@ -242,10 +242,9 @@ def shrunken(study: optuna.Study, bench: Bench, *, signal: bool) -> dict[str, fl
     known = {key: card for key, card in cards.items() if card is not None}
     if not known:
         return {}
-    benchmarks = bench.harness.benchmarks
-    scores = (item_scores(card, benchmarks, signal=signal) for card in known.values())
+    scores = (item_scores(card, bench.readings, signal=signal) for card in known.values())
     items = zip(*scores, strict=True)
-    weights = [benchmark.weight for benchmark in benchmarks]
+    weights = [one.weight for one in bench.readings]
     clusters = bench.clusters(Role.SEARCH)
     worth = shrink([np.stack(arrays) for arrays in items], weights, clusters)
     return dict(zip(known, worth.tolist(), strict=True))
@@ -279,26 +278,24 @@ def _best(study: optuna.Study, count: int) -> list[Record]:
 
 def _finalist(record: Record, select: Scorecard, shrunk: float, bench: Bench) -> Finalist:
     assert record.scorecard is not None  # only scored trials are finalists
-    benchmarks = bench.harness.benchmarks
-    pooled = objective([record.scorecard, select], benchmarks, signal=True)
-    chosen = objective([select], benchmarks, signal=True)
+    pooled = objective([record.scorecard, select], bench.readings, signal=True)
+    chosen = objective([select], bench.readings, signal=True)
     return Finalist(record, select, chosen, pooled, shrunk)
 
 
 def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Bench) -> Path:
     assert best.scorecard is not None
-    benchmarks = bench.harness.benchmarks
-    select = card_from_dict(study.user_attrs["select"][best.recipe.fingerprint])
-    search = objective([best.scorecard], benchmarks)
+    select = card_from_dict(study.user_attrs["select"][best.key])
+    search = objective([best.scorecard], bench.readings)
     searched = {
-        alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], benchmarks)
+        alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], bench.readings)
         for alias in parents(bench.study.space)
     }
     rival = max(searched, key=lambda alias: searched[alias])
     return Path(
         search=search,
-        shrunk=shrunken(study, bench, signal=False)[best.recipe.fingerprint],
-        select=objective([select], benchmarks),
+        shrunk=shrunken(study, bench, signal=False)[best.key],
+        select=objective([select], bench.readings),
         holdout=values[WINNER],
         rival=rival,
         rival_search=searched[rival],

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,7 +16,7 @@ from evals.errors import EvaluationError
 from evals.guards import disproportion, ranges
 from evals.harness import Benchmark, Harness
 from evals.items import Counts, Role
-from evals.loading import TaskRequest
+from evals.loading import TaskRequest, local_names
 from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.scorecard import Scorecard
@@ -48,7 +48,8 @@ class CompareOptions:
     """How a list of models is compared.
 
     Attributes:
-        tasks: Names or files of lm-eval tasks, each perhaps with `:metric`.
+        tasks: Names or files of lm-eval tasks, each perhaps with `:metric`. What follows the last
+            colon is the metric, unless a local task or a file has the whole text as its name.
         reference: Names of the models that the others are compared with; none: the first one.
         items: Items of each task; None: all.
         include: Folders with local task YAMLs.
@@ -293,7 +294,8 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
         if not folder.is_dir():
             mistakes.append(f"--include: {folder} is no folder")
     folders = [folder.resolve() for folder in options.include if folder.is_dir()]
-    requests = [_request(text, options) for text in options.tasks]
+    local = local_names(folders) if any(":" in text for text in options.tasks) else frozenset[str]()
+    requests = [_request(text, options, local) for text in options.tasks]
     if len({request.task for request in requests}) < len(requests):
         mistakes.append("--tasks: a task is listed twice")
         return ()
@@ -306,9 +308,10 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
     return open_tasks(requests, counts, options.seed, folders, report)
 
 
-def _request(text: str, options: CompareOptions) -> TaskRequest:
+def _request(text: str, options: CompareOptions, local: Collection[str]) -> TaskRequest:
+    """A task, perhaps with a metric; a name with a colon in it is looked for as a whole first."""
     task, colon, metric = text.rpartition(":")
-    if not colon:
+    if not colon or text in local or Path(text).is_file():
         task, metric = text, ""
     file = Path(task)
     return TaskRequest(

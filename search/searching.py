@@ -12,20 +12,24 @@ from optuna.trial import FrozenTrial, TrialState
 from evals.answering import Practice
 from evals.guards import Range, ranges
 from evals.items import Role
-from evals.objective import Reading, objective, reading
+from evals.objective import Reading, objective
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
 from search.asking import Asked, Proposer, ask_batch
 from search.baselines import AVERAGE, baselines
-from search.bench import Bench, Reference
+from search.bench import Bench, Reference, races
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
+from search.known import known_names
+from search.racing import Leaders, Race
 from search.record import (
     Record,
+    Stopped,
     by_fingerprint,
     card_from_dict,
     card_to_dict,
+    ended,
     keep_practice,
     load,
     readings_from_dict,
@@ -92,7 +96,7 @@ def run_search(
     start = time.monotonic()
     cards = baseline_cards(study, bench, evaluators)
     late = start + budget.seconds if budget.seconds is not None else math.inf
-    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench))
+    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench), cards)
     for name, card in cards.items():
         watcher.baseline(name, card, objective([card], search.readings, signal=True))
     if ways := evaluators.ways():
@@ -135,15 +139,19 @@ class _Search:
     stop: Stop
     late: float
     proposer: Proposer
+    baselines: Mapping[str, Scorecard]
     readings: Sequence[Reading] = field(init=False)
     known: dict[str, int] = field(init=False)
+    given: dict[str, str] = field(init=False)
+    leaders: Leaders = field(init=False)
     done: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.readings = readings_from_dict(self.study)
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
-        ended = (TrialState.COMPLETE, TrialState.FAIL)
-        self.done = len(self.study.get_trials(deepcopy=False, states=ended))
+        self.given = known_names(self.bench.study.space)
+        self.leaders = Leaders(self.study)
+        self.done = ended(self.study)
 
     @property
     def halted(self) -> bool:
@@ -158,38 +166,49 @@ class _Search:
         asked = ask_batch(self.study, self.bench.study.space, self.proposer, trials)
         records: dict[int, Record] = {}
         told = 0
-        for record in self._records(asked):
+        for record in self._records(asked, self._race(asked)):
             records[record.number] = record
             while told < len(asked) and (number := asked[told].trial.number) in records:
                 self._tell(asked[told].trial, records[number])
                 told += 1
                 yield records[number]
 
-    def _records(self, asked: Sequence[Asked]) -> Iterator[Record]:
+    def _race(self, asked: Sequence[Asked]) -> Race | None:
+        """What the candidates of a batch are held against: the best told before it began."""
+        if not asked or not races(self.bench.study.config):
+            return None
+        begun = asked[0].trial.number // self.proposer.batch * self.proposer.batch
+        return Race(self.leaders.before(begun), (tuple(self.readings),))
+
+    def _records(self, asked: Sequence[Asked], race: Race | None) -> Iterator[Record]:
         """The record of each trial, each once it is known."""
         history = self.study.get_trials(deepcopy=False)
         first: dict[str, Asked] = {}
         jobs: list[Asked] = []
         for one in asked:
-            stored, key = history[one.trial.number], one.recipe.fingerprint
+            stored, key = history[one.trial.number], one.key
             if saved(stored):
                 yield self._recovered(stored)
-            elif key in self.known:
-                yield self._kept(one, _reused(one, load(history[self.known[key]])))
             elif stored.user_attrs.get("attempts", 0) >= _ATTEMPTS:
                 yield self._kept(one, self._record(one, _given_up(stored)))
+            elif key in self.known:
+                told = self.study.get_trials(deepcopy=False)  # perhaps since this batch began
+                yield self._kept(one, _reused(one, load(told[self.known[key]])))
+            elif key in self.given:
+                yield self._kept(one, self._baseline(one, self.given[key]))
             elif first.setdefault(key, one) is one:
                 jobs.append(one)
         found: dict[str, Record] = {}
         for position, outcome in self.evaluators.score(
-            [Job(one.recipe, Role.SEARCH) for one in jobs], lambda at: self._begin(jobs[at].trial)
+            [Job(one.recipe, Role.SEARCH, race=race) for one in jobs],
+            lambda at: self._begin(jobs[at].trial),
         ):
             one = jobs[position]
             keep_practice(self.study, outcome.practice)
-            record = found[one.recipe.fingerprint] = self._kept(one, self._record(one, outcome))
+            record = found[one.key] = self._kept(one, self._record(one, outcome, race))
             yield record
         for one in asked:  # the same recipe twice in a batch
-            key = one.recipe.fingerprint
+            key = one.key
             if key in found and first[key] is not one:
                 yield self._kept(one, _reused(one, found[key]))
 
@@ -200,23 +219,37 @@ class _Search:
         trial.set_user_attr("attempts", int(trial.user_attrs.get("attempts", 0)) + 1)
         return True
 
-    def _record(self, one: Asked, outcome: Outcome) -> Record:
-        card = outcome.scorecard
+    def _record(self, one: Asked, outcome: Outcome, race: Race | None = None) -> Record:
+        card, verdict = outcome.scorecard, outcome.verdict
+        value = None if card is None else self._value(card)
+        stopped = None
+        if card is not None and race is not None and verdict is not None:
+            (value,) = race.values(card, verdict)
+            stopped = Stopped(verdict.items, verdict.evidence, value)
         return Record(
             number=one.trial.number,
             recipe=one.recipe,
-            value=None if card is None else self._value(card),
+            value=value,
             scorecard=card,
             failure=outcome.failure,
             merge_seconds=outcome.merge_seconds,
             reused=None,
             flags=outcome.flags,
+            stopped=stopped,
         )
+
+    def _baseline(self, one: Asked, name: str) -> Record:
+        card = self.baselines[name]
+        value, number = self._value(card), one.trial.number
+        return Record(number, one.recipe, value, card, None, 0.0, reused=name)
 
     def _recovered(self, stored: FrozenTrial) -> Record:
         record = load(stored)
         card = record.scorecard
-        return record if card is None else record.with_value(self._value(card))
+        if card is None:
+            return record
+        known = record.stopped.value if record.stopped else self._value(card)
+        return record.with_value(known)
 
     def _kept(self, one: Asked, record: Record) -> Record:
         save(one.trial, record)
@@ -230,7 +263,9 @@ class _Search:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, record.value)
-            self.known.setdefault(record.recipe.fingerprint, record.number)
+            if record.stopped is None and record.scorecard is not None:
+                self.known.setdefault(record.key, record.number)
+                self.leaders.add(record.number, (record.value,), record.scorecard)
         self.done += 1
 
 
@@ -244,6 +279,7 @@ def _reused(one: Asked, earlier: Record) -> Record:
         merge_seconds=0.0,
         reused=earlier.number,
         flags=earlier.flags,
+        stopped=earlier.stopped,
     )
 
 
@@ -260,17 +296,15 @@ def baseline_cards(
     The evaluators learn from them what is normal: every candidate is held against the parents.
     """
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
-    cards = {name: card_from_dict(data) for name, data in stored.items()}
     if not stored:
         cards, norms, practice = _score_baselines(baselines(bench.study.space), evaluators)
         keep_practice(study, practice)
-        known = [
-            reading(one, cards[AVERAGE if AVERAGE in cards else next(iter(cards))])
-            for one in bench.harness.benchmarks
-        ]
-        study.set_user_attr("readings", readings_to_dict(known))
+        study.set_user_attr("readings", readings_to_dict(bench.readings))
         study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
-        study.set_user_attr("baselines", {n: card_to_dict(card) for n, card in cards.items()})
+        stored = {name: card_to_dict(card) for name, card in cards.items()}
+        study.set_user_attr("baselines", stored)
+    # What counts is what is stored, to the last digit, now and after a restart.
+    cards = {name: card_from_dict(data) for name, data in stored.items()}
     norms = {n: Range(low, high) for n, (low, high) in study.user_attrs["norms"].items()}
     worst = worst_of([card for name, card in cards.items() if name != AVERAGE])
     evaluators.learn(Reference(norms, worst, stored_practice(study)))

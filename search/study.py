@@ -1,4 +1,4 @@
-"""The search itself: one process proposes and tells; a killed study goes on as if never stopped."""
+"""A study in its storage: opened, held, and kept to the conditions under which it was made."""
 
 import signal
 import threading
@@ -11,13 +11,8 @@ from optuna.storages import BaseStorage
 
 from search.bench import Bench, CheckedStudy, protocol
 from search.errors import ProtocolError
-from search.record import (
-    differences,
-)
+from search.record import differences
 from search.storage import open_storage
-
-_ATTEMPTS = 3  # a candidate that killed the process this often is given up
-_FAILURES_IN_A_ROW = 10
 
 
 class Stop:
@@ -30,7 +25,7 @@ class Stop:
 @contextmanager
 def open_study(checked: CheckedStudy) -> Generator[optuna.Study]:
     """Open or create the Optuna study of a study file; holds its storage meanwhile."""
-    with open_storage(checked.storage, checked.folder) as storage:
+    with open_storage(checked.storage, checked.folder, checked.config.name) as storage:
         yield _load(storage, checked.config.name)
 
 

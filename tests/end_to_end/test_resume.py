@@ -41,7 +41,9 @@ def test_interrupt_finishes_the_running_trial(tmp_path):
     assert statuses == [130]
     trials = stored(study)
     assert 0 < len(trials) < 200
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    states = [trial.state for trial in trials]
+    assert TrialState.FAIL not in states
+    assert states.count(TrialState.RUNNING) < 4  # of its batch: begun when the study goes on
 
 
 def test_orphan_is_retried_and_nothing_else_changes(tmp_path):
@@ -143,7 +145,10 @@ def bfloat16_study(folder: Path) -> Path:
 def new_study(folder: Path, sampler: str, trials: int = 8) -> Path:
     folder.mkdir(exist_ok=True)
     search = {"sampler": sampler, "trials": trials, "finalists": 2}
-    return write_study(folder, study_dict(search=search))
+    recipe = study_dict()["recipe"]
+    for source in recipe["models"]:  # no trial is a baseline, whose scores are known
+        source["parameters"]["weight"]["range"] = [0.55, 1.5]
+    return write_study(folder, study_dict(search=search, recipe=recipe))
 
 
 def raise_budget(study: Path, trials: int) -> None:

@@ -51,9 +51,14 @@ def test_every_trial_has_recipe_scores_and_items(finished):
         assert record.value == pytest.approx(fmean(items["probability"]), abs=1e-4)
 
 
-def test_usual_weights_come_first(finished):
-    weights = [set(trial.params.values()) for trial in stored(finished)[:2]]
-    assert weights == [{0.5}, {1.0}]
+def test_known_recipes_come_first_and_cost_nothing(finished):
+    """The base, the parents, their average, task arithmetic; they were scored before the search."""
+    trials = stored(finished)[:5]
+    weights = [tuple(trial.params.values()) for trial in trials]
+    assert weights == [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.4, 0.4)]
+    assert {load(trial).merge_seconds for trial in trials} == {0.0}
+    assert len({trial.value for trial in trials}) > 1
+    assert [load(trial).reused for trial in stored(finished)[:2]] == ["base", "a"]
 
 
 def test_exported_model_loads_and_is_the_winner(finished):

@@ -8,10 +8,10 @@ import optuna
 import pytest
 
 from search.asking import Asked, Proposer, ask_batch
+from search.samplers import WORDS
 from search.space import SearchSpace
 
 Read = Callable[[dict[str, Any]], SearchSpace]
-WORDS = ("tpe", "cmaes", "gp", "qmc", "random")
 TRIALS = 26  # CMA-ES is itself after its warm-up and a generation
 BATCH = 4
 

@@ -58,7 +58,7 @@ def test_search_items_may_be_the_rest():
         ),
         (
             {"search": {"zzz": 1}},
-            "search.zzz: unknown key; known: sampler, trials, finalists, seed",
+            "search.zzz: unknown key; known: sampler, trials, batch, racing, finalists, seed",
         ),
         ({"objectives": [{}]}, "objectives[0].task: is missing"),
         ({"name": "a b"}, "name: 'a b' has a form that is not allowed"),
@@ -72,8 +72,8 @@ def test_search_items_may_be_the_rest():
         ({"items": {"select": 2.5}}, "items.select: input should be a valid integer"),
         (
             {"search": {"sampler": "tpee"}},
-            "search.sampler: input should be 'auto', 'tpe', 'cmaes', 'gp', 'qmc' or 'random', "
-            "got 'tpee'",
+            "search.sampler: input should be 'auto', 'tpe', 'cmaes', 'catcma', 'gp', 'nsgaii', "
+            "'evolution', 'qmc' or 'random', got 'tpee'",
         ),
         ({"dtype": "fp32"}, "dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         (

@@ -97,6 +97,35 @@ def test_more_items_keep_the_fewer(study_folder: Path, options: CompareOptions):
     assert items(few["a"])[0] == items(many["a"])[0][:10]
 
 
+@pytest.mark.parametrize(
+    ("text", "metric"),
+    [
+        ("mine:choice", "acc,none"),
+        ("mine:choice:", "acc,none"),
+        ("mine:choice:acc_norm", "acc_norm,none"),
+        ("mine:", "acc,none"),
+        ("mine:acc_norm", "acc_norm,none"),
+        ("odd:name.yaml", "acc,none"),
+        ("odd:name.yaml:acc_norm", "acc_norm,none"),
+    ],
+)
+def test_a_tasks_name_may_have_a_colon_in_it(
+    study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, metric: str
+):
+    task = (study_folder / "tasks/tiny_choice.yaml").read_text()
+    task = task.replace("../data", str(study_folder / "data"))
+    for file, name in (("a", "mine:choice"), ("b", "mine"), ("odd:name", "odd:name")):
+        (tmp_path / f"{file}.yaml").write_text(task.replace("tiny_choice", f"'{name}'"))
+    monkeypatch.chdir(tmp_path)
+    options = CompareOptions((text,), items=5, include=(tmp_path,), device="cpu")
+    models = [str(study_folder / "models" / name) for name in ("a", "b")]
+    (opened,) = check_lineup(models, options).tasks
+    assert (opened.name, opened.metric) == (
+        text.removesuffix(":").split(":acc")[0].removesuffix(".yaml"),
+        metric,
+    )
+
+
 def test_a_task_file_is_found_where_the_command_is_called(
     study_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

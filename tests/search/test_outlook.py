@@ -51,8 +51,9 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     for text in (
         "a: ./models/a (3 layers",
         "b.weight[mlp]",
-        "0.1 to 1, by its logarithm",
-        "ties, task_arithmetic",
+        "0.1 to 1",
+        "logarithm",
+        "merge_method: ties",
         "for the live model (float32 on cpu)",
         "compare makes 6",
     ):
