@@ -318,12 +318,16 @@ def _score_baselines(
     found: dict[str, Outcome] = {}
     practice: Practice | None = None
     jobs = [Job(recipes[name], Role.SEARCH, measure=name != AVERAGE) for name in names]
-    for position, outcome in evaluators.score(jobs):
-        if outcome.scorecard is None:
-            raise NothingFound(f"'{names[position]}' itself can't be scored: {outcome.failure}")
-        found[names[position]] = outcome
-        if outcome.practice is not None:
-            practice = outcome.practice if practice is None else practice.joined(outcome.practice)
+    # The first one decides alone how requests are answered: two at a time might not agree.
+    for begun, part in ((0, jobs[:1]), (1, jobs[1:])):
+        for position, outcome in evaluators.score(part):
+            name = names[begun + position]
+            if outcome.scorecard is None:
+                raise NothingFound(f"'{name}' itself can't be scored: {outcome.failure}")
+            found[name] = outcome
+            if (way := outcome.practice) is not None:
+                practice = way if practice is None else practice.joined(way)
+        evaluators.learn(Reference({}, {}, practice))
     cards = {name: card for name in names if (card := found[name].scorecard)}
     norms = ranges([dict(found[name].norms or {}) for name in names if name != AVERAGE])
     return cards, norms, practice
