@@ -79,7 +79,9 @@ def samplers(words: Sequence[str], trials: int) -> None:
     print(f"| sampler | CPU, folder | wall, folder | CPU, SQLite | wall, SQLite | at {trials:,} |")
     print("| --- | --- | --- | --- | --- | --- |")
     for word in words:
-        found = [overheads(word, s, trials, evaluators=1, part=100)[1] for s in ("folder", "sqlite")]
+        found = [
+            overheads(word, s, trials, evaluators=1, part=100)[1] for s in ("folder", "sqlite")
+        ]
         cells = " | ".join(f"{cpu:.1f} ms | {wall:.1f} ms" for cpu, wall in found)
         share = max(cpu for cpu, _ in found) / 1_000
         print(f"| {word} | {cells} | {share:.1%} of one second |", flush=True)
@@ -89,7 +91,7 @@ def overheads(
     word: str, storage: str, trials: int, *, evaluators: int, part: int
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Milliseconds of CPU and of wall time of a trial, among the first `part` and the last."""
-    config, bench = study(word, batch=max(4, evaluators), trials=trials)
+    bench = study(word, batch=max(4, evaluators), trials=trials)
     pool = Simulated(evaluators)
     marks: list[tuple[float, float]] = []
 
@@ -120,7 +122,7 @@ def opened(storage: str, folder: Path) -> Iterator[optuna.Study]:
         yield optuna.create_study(storage=made, study_name="bench", direction="maximize")
 
 
-def study(word: str, batch: int, trials: int) -> tuple[Any, Any]:
+def study(word: str, batch: int, trials: int) -> Any:
     """Four experts, four groups of tensors, four knots: 64 weights; no model behind them.
 
     `catcma` and `evolution` get a choice of methods too.
@@ -148,7 +150,7 @@ def study(word: str, batch: int, trials: int) -> tuple[Any, Any]:
     signs = {METRIC: 1.0, SIGNAL: 1.0}
     reading = Reading("made_up", METRIC, SIGNAL, 1.0, signs, {}, {})
     checked = SimpleNamespace(config=config, space=space)
-    return config, SimpleNamespace(study=checked, readings=(reading,))
+    return SimpleNamespace(study=checked, readings=(reading,))
 
 
 class Simulated:

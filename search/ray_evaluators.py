@@ -9,7 +9,6 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +79,7 @@ class _Pool:
         )(_Worker)
         study = str(path.resolve())
         self._actors = [actor.remote(study, config.cpus) for _ in range(config.workers)]
-        self._coming = {actor.ready.remote(): actor for actor in self._actors}
+        self._coming = {actor.open.remote(): actor for actor in self._actors}
         self._idle: deque[Any] = deque()
         self._running: dict[Any, tuple[int, Any]] = {}
         self._reference: Any = None
@@ -132,12 +131,13 @@ class _Pool:
         return True
 
     def _joined(self, ready: Any) -> Any:
+        failures = self._ray.exceptions
         try:
-            self._ray.get(ready)
-        except self._ray.exceptions.RayTaskError as error:
-            raise _failed(error.cause) from None
-        except self._ray.exceptions.RayActorError as error:
-            raise _failed(f"can't be started: {error}") from None
+            reason = self._ray.get(ready)
+        except (failures.RayTaskError, failures.RayActorError) as error:
+            reason = f"can't be started: {error}"
+        if reason is not None:
+            raise _failed(reason)
         return self._coming.pop(ready)
 
     def _outcome(self, ready: Any) -> Outcome:
@@ -154,7 +154,7 @@ class _Pool:
 
 
 class _Worker:
-    """One model, resident in one process; built when first needed, also after a restart.
+    """One model, resident in one process; built when it is first needed, also after a restart.
 
     Args:
         path: The study file.
@@ -164,24 +164,32 @@ class _Worker:
     def __init__(self, path: str, threads: int) -> None:
         self._path, self._threads = Path(path), threads
         self._known: Reference | None = None
+        self._bench: Bench | None = None
 
-    @cached_property
-    def _bench(self) -> Bench:
+    def ready(self) -> Bench:
+        """Open what a job needs."""
         import torch
 
-        torch.set_num_threads(self._threads)
-        return build_bench(check_study(self._path), _ROLES)
+        if self._bench is None:
+            torch.set_num_threads(self._threads)
+            self._bench = build_bench(check_study(self._path), _ROLES)
+        return self._bench
 
-    def ready(self) -> None:
-        """Open what a job needs."""
-        assert self._bench
+    def open(self) -> str | None:
+        """Make ready; why that isn't possible, or None."""
+        try:
+            self.ready()
+        except StudyError as error:  # whose text is for people, not for pickle
+            return str(error)
+        return None
 
     def score(self, job: Job, reference: Reference | None) -> Outcome:
         """Do a job as a worker that learnt just this."""
+        bench = self.ready()
         if reference is not None and reference != self._known:
-            self._bench.learn(reference)
+            bench.learn(reference)
             self._known = reference
-        return score_job(job, self._bench)
+        return score_job(job, bench)
 
 
 def _check_room(room: Mapping[str, float], cpus: float, gpus: float, path: Path) -> None:

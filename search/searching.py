@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from evals.objective import Reading, objective
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
-from search.asking import Asked, Proposer, ask_batch
+from search.asking import Asked, Proposer, ask, ask_batch
 from search.baselines import AVERAGE, baselines
 from search.bench import Bench, Reference, races
 from search.errors import NothingFound
@@ -103,7 +104,8 @@ def run_search(
         watcher.scored(ways)
     failures = 0
     while not search.halted and search.done < budget.trials:
-        for record in search.batch(budget.trials):
+        waits = not bench.study.config.search.asynchronous
+        for record in (search.batch if waits else search.stream)(budget.trials):
             failures = failures + 1 if record.value is None else 0
             watcher.trial(record, search.done)
             if failures >= _FAILURES_IN_A_ROW:
@@ -126,7 +128,7 @@ def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
     if not used or used[-1][1] != word:
         number = len(study.get_trials(deepcopy=False))
         study.set_user_attr("samplers", [*used, [number, word]])
-    return Proposer(word, search.seed, search.batch)
+    return Proposer(word, search.seed, 1 if search.asynchronous else search.batch)
 
 
 @dataclass(slots=True)
@@ -169,9 +171,46 @@ class _Search:
         for record in self._records(asked, self._race(asked)):
             records[record.number] = record
             while told < len(asked) and (number := asked[told].trial.number) in records:
-                self._tell(asked[told].trial, records[number])
+                self._tell(asked[told], records[number])
                 told += 1
                 yield records[number]
+
+    def stream(self, trials: int) -> Iterator[Record]:
+        """Ask whenever somebody is free, from what is told by then; tell results as they come.
+
+        Nobody waits for the slowest of a batch, but what is asked depends on who ended first.
+        """
+        begun: list[tuple[Asked, Race | None]] = []
+        settled: deque[Record] = deque()
+        jobs = self._jobs(trials, begun, settled)
+        for position, outcome in self.evaluators.score(jobs):
+            one, race = begun[position]
+            keep_practice(self.study, outcome.practice)
+            record = self._kept(one, self._record(one, outcome, race))
+            self._tell(one, record)
+            settled.append(record)
+            while settled:
+                yield settled.popleft()
+        yield from settled
+
+    def _jobs(
+        self, trials: int, begun: list[tuple[Asked, Race | None]], settled: deque[Record]
+    ) -> Iterator[Job]:
+        """Ask one by one what needs scoring; what needs none is told at once."""
+        history = self.study.get_trials(deepcopy=False)
+        numbers = [trial.number for trial in history if trial.state is TrialState.RUNNING]
+        for number in (*numbers, *range(len(history), trials)):
+            if self.halted:
+                return
+            history = list(self.study.get_trials(deepcopy=False))
+            one = ask(self.study, self.bench.study.space, self.proposer, number, history)
+            if (record := self._settled(one, history[number])) is not None:
+                self._tell(one, record)
+                settled.append(record)
+                continue
+            self._begin(one.trial)
+            begun.append((one, self._race([one])))
+            yield Job(one.recipe, Role.SEARCH, race=begun[-1][1])
 
     def _race(self, asked: Sequence[Asked]) -> Race | None:
         """What the candidates of a batch are held against: the best told before it began."""
@@ -186,17 +225,9 @@ class _Search:
         first: dict[str, Asked] = {}
         jobs: list[Asked] = []
         for one in asked:
-            stored, key = history[one.trial.number], one.key
-            if saved(stored):
-                yield self._recovered(stored)
-            elif stored.user_attrs.get("attempts", 0) >= _ATTEMPTS:
-                yield self._kept(one, self._record(one, _given_up(stored)))
-            elif key in self.known:
-                told = self.study.get_trials(deepcopy=False)  # perhaps since this batch began
-                yield self._kept(one, _reused(one, load(told[self.known[key]])))
-            elif key in self.given:
-                yield self._kept(one, self._baseline(one, self.given[key]))
-            elif first.setdefault(key, one) is one:
+            if (record := self._settled(one, history[one.trial.number])) is not None:
+                yield record
+            elif first.setdefault(one.key, one) is one:
                 jobs.append(one)
         found: dict[str, Record] = {}
         for position, outcome in self.evaluators.score(
@@ -211,6 +242,19 @@ class _Search:
             key = one.key
             if key in found and first[key] is not one:
                 yield self._kept(one, _reused(one, found[key]))
+
+    def _settled(self, one: Asked, stored: FrozenTrial) -> Record | None:
+        """The record of a trial that needs no scoring; None if it does."""
+        if saved(stored):
+            return self._recovered(stored)
+        if stored.user_attrs.get("attempts", 0) >= _ATTEMPTS:
+            return self._kept(one, self._record(one, _given_up(stored)))
+        if one.key in self.known:
+            told = self.study.get_trials(deepcopy=False)  # perhaps since this batch began
+            return self._kept(one, _reused(one, load(told[self.known[one.key]])))
+        if one.key in self.given:
+            return self._kept(one, self._baseline(one, self.given[one.key]))
+        return None
 
     def _begin(self, trial: optuna.Trial) -> bool:
         """Note that a candidate begins, unless none may any more."""
@@ -258,13 +302,14 @@ class _Search:
     def _value(self, card: Scorecard) -> float:
         return objective([card], self.readings, signal=True)
 
-    def _tell(self, trial: optuna.Trial, record: Record) -> None:
+    def _tell(self, one: Asked, record: Record) -> None:
+        trial = one.trial
         if record.value is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, record.value)
             if record.stopped is None and record.scorecard is not None:
-                self.known.setdefault(record.key, record.number)
+                self.known.setdefault(one.key, record.number)
                 self.leaders.add(record.number, (record.value,), record.scorecard)
         self.done += 1
 

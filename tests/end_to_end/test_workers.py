@@ -73,19 +73,7 @@ def test_killed_workers_lose_and_double_nothing(tmp_path, alone):
 def test_a_candidate_that_kills_its_worker_three_times_fails_alone(tmp_path, alone, monkeypatch):
     whole = history(alone)
     deadly, tally = whole[7][4], tmp_path / "tally"
-    usual: Any = ray_evaluators._Worker
-
-    class Mortal(usual):  # by value to the workers, as it is of no module
-        def score(self, job: Job, reference: Reference | None) -> Any:
-            from search.known import fingerprint
-
-            if fingerprint(job.recipe) == deadly:
-                with tally.open("a") as file:
-                    file.write("x")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().score(job, reference)
-
-    monkeypatch.setattr(ray_evaluators, "_Worker", Mortal)
+    monkeypatch.setattr(ray_evaluators, "_Worker", mortal(deadly, tally))
     study = scored(tmp_path, workers=2, trials=12)
     first = stored(study)[7]
     assert tally.read_text() == "xxx"
@@ -144,9 +132,32 @@ def test_a_worker_that_cannot_open_the_study_says_why(tmp_path):
 
 @pytest.mark.slow
 def test_workers_that_fit_nowhere_are_refused(tmp_path):
-    with pytest.raises(StudyError, match="a worker needs 1 CPUs and 64 GPUs"):
-        with on_ray(new_study(tmp_path), RayConfig(gpus=64), "cuda"):
-            pass
+    study = new_study(tmp_path)
+    with (
+        pytest.raises(StudyError, match="a worker needs 1 CPUs and 64 GPUs"),
+        on_ray(study, RayConfig(gpus=64), "cuda"),
+    ):
+        pass
+
+
+def mortal(deadly: str, tally: Path) -> type:
+    """Workers that one candidate kills; a class of no module, which Ray sends by its value."""
+    usual: Any = ray_evaluators._Worker
+
+    class Mortal(usual):
+        def score(self, job: Job, reference: Reference | None) -> Any:
+            import os
+            import signal
+
+            from search.known import fingerprint
+
+            if fingerprint(job.recipe) == deadly:
+                with tally.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return usual.score(self, job, reference)
+
+    return Mortal
 
 
 def new_study(folder: Path, trials: int = TRIALS, **changes: Any) -> Path:
