@@ -95,6 +95,11 @@ class Answering:
             gate.shares, gate.way = shares, way
 
     @property
+    def size(self) -> int:
+        """Sequences per forward pass, as it is now."""
+        return self._size.sequences
+
+    @property
     def left_out(self) -> int:
         """Layers that the last candidates of each set of requests did not have to run, at most."""
         return max((scorer.left_out for _, scorer in self._scorers.values()), default=0)

@@ -162,7 +162,7 @@ class Harness:
         rungs: Sequence[float] = (1.0,),
     ) -> None:
         self.settings = settings
-        self._shares = tuple(rungs)
+        self.shares = tuple(rungs)
         if reason := disagreement(resident.model, resident.tokenizer):
             raise EvaluationError(reason)
         self.lm = _language_model(resident, settings)
@@ -222,7 +222,7 @@ class Harness:
         They are the first in the ledger's order, so each rung holds those before it.
         """
         counts = [len(benchmark.items[role]) for benchmark in self.benchmarks]
-        return rung_ends(counts, self._shares if role is Role.SEARCH else (1.0,))
+        return rung_ends(counts, self.shares if role is Role.SEARCH else (1.0,))
 
     def _score_rungs(self, role: Role, layers: Keys | None) -> Iterator[Scorecard]:
         results: list[dict[str, list[Value]]] = [{} for _ in self.benchmarks]

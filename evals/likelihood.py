@@ -99,6 +99,18 @@ class LikelihoodScorer:
         return self._activations.start
 
     @property
+    def work(self) -> tuple[int, int]:
+        """Tokens that a candidate's passes have, padding included, and how many passes they are."""
+        if self._gate.shares is False:
+            size = self._size.sequences
+            tokens = sum(len(context) + len(answer) for context, answer in self._windows)
+            return tokens, -(-len(self._windows) // size)
+        sections = self._sections(self._size.sequences)
+        headers = [section.header.numel() for section in sections if section.header is not None]
+        sizes = [batch.size for section in sections for batch in section.batches]
+        return sum(headers) + sum(sizes), len(headers) + len(sizes)
+
+    @property
     def held(self) -> int:
         """Bytes of hidden states kept for the next candidate."""
         return self._activations.bytes

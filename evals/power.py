@@ -27,21 +27,28 @@ def multiple(comparisons: int = 1) -> float:
     return float(stats.norm.ppf(1 - LEVEL / 2 / comparisons) + stats.norm.ppf(POWER))
 
 
-def smallest_gain(sizes: Sequence[float], weights: Sequence[float], discordance: float) -> float:
+def smallest_gain(
+    sizes: Sequence[float], weights: Sequence[float], discordances: float | Sequence[float]
+) -> float:
     """The smallest gain that shows with 80% power.
 
     Args:
         sizes: Independent items of each benchmark.
         weights: What each benchmark counts.
-        discordance: Share of items on which the two models differ.
+        discordances: Share of items on which the two models differ, of each benchmark or of all;
+            of graded scores the mean square of the difference.
     """
     total = sum(weights)
-    parts = zip(sizes, weights, strict=True)
-    return multiple() * math.sqrt(sum((w / total) ** 2 * discordance / n for n, w in parts))
+    shares = discordances if isinstance(discordances, Sequence) else [discordances] * len(sizes)
+    parts = zip(sizes, weights, shares, strict=True)
+    return multiple() * math.sqrt(sum((w / total) ** 2 * q / n for n, w, q in parts))
 
 
 def items_to_show(
-    gain: float, worth: Sequence[float], weights: Sequence[float], discordance: float
+    gain: float,
+    worth: Sequence[float],
+    weights: Sequence[float],
+    discordances: float | Sequence[float],
 ) -> int:
     """How many items of each benchmark a gain needs to show with 80% power.
 
@@ -49,9 +56,9 @@ def items_to_show(
         gain: The gain.
         worth: How many independent items an item of each benchmark is worth: 1 without clusters.
         weights: What each benchmark counts.
-        discordance: As in `smallest_gain`.
+        discordances: As in `smallest_gain`.
     """
-    return math.ceil((smallest_gain(worth, weights, discordance) / gain) ** 2)
+    return math.ceil((smallest_gain(worth, weights, discordances) / gain) ** 2)
 
 
 def items_to_tell(

@@ -75,7 +75,7 @@ class CheckedStudy:
     @property
     def storage(self) -> str:
         """Folder or URL of the storage."""
-        return self.config.storage or f"runs/{self.config.name}"
+        return self.config.location
 
     @property
     def scratch(self) -> Path | None:

@@ -62,6 +62,63 @@ def quickstart(
 
 
 @app.command()
+def new(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=MODEL...",
+            help="Folders, hub ids or model+adapter, each with your name for it; 'base' is the "
+            "base model.",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Names or files of lm-eval tasks, with commas between them; task:metric "
+            "chooses a metric.",
+            show_default=False,
+        ),
+    ],
+    include: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with local task YAMLs.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The study file to write.")] = Path("study.yaml"),
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Recipes to try; default by dimensions.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the base model; default 'base', or a guess from the tensors.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a study file for models and tasks, with a comment on every line.
+
+    Opens the models, says which fit each other and which is the base, measures on a sample of
+    tensors what each changed where, and puts 8 to 16 dimensions where the changes differ most.
+    What is written has passed every check of outcross check; after a mistake nothing is written.
+    """
+    _prepare(verbose)
+    from search.commands import write_new_study
+    from search.new import NewOptions
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    options = NewOptions(names, tuple(include or ()), out, trials, base, force)
+    write_new_study(models, options, _console(quiet))
+    if quiet:
+        print(out)
+    _say(f"Wrote {out}. Next: outcross run {out}", quiet)
+
+
+@app.command()
 def check(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Check a study before anything is spent, and tell what its items can show.
 
@@ -94,6 +151,14 @@ def run(
         int | None,
         typer.Option(min=1, help="Score candidates on so many Ray actors.", show_default=False),
     ] = None,
+    fork: Annotated[
+        bool,
+        typer.Option(
+            "--fork",
+            help="Where models, items or ranges have changed: begin a new study with the best "
+            "candidates of the old one, which is kept.",
+        ),
+    ] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,7 +171,7 @@ def run(
     _prepare(verbose)
     from search.commands import run_options, run_study
 
-    options = run_options(trials, time, workers)
+    options = run_options(trials, time, workers, fork)
     finalists = run_study(study, _console(quiet), options, quiet=quiet, verbose=verbose)
     if finalists is None:
         _say(f"Stopped. Go on with: outcross run {study}", quiet)
@@ -242,6 +307,27 @@ def export(
 
 
 @app.command()
+def dashboard(
+    study: StudyFile,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")
+    ] = 8080,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Open Optuna's dashboard on a study, on this machine only, also while it runs.
+
+    It is for reading: Optuna's dashboard could delete and rename studies, change trials and write
+    notes without asking who you are; here what its buttons for that ask for is refused. From
+    another machine: ssh -L 8080:127.0.0.1:8080. Ctrl-C ends it. Needs outcross[dashboard].
+    """
+    _prepare(verbose)
+    from search.commands import show_dashboard
+
+    show_dashboard(study, port, lambda url: print(url) if quiet else _say(_serving(url), quiet))
+
+
+@app.command()
 def merge(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE.YAML", help="A mergekit recipe.", show_default=False)
@@ -318,6 +404,10 @@ def _console(quiet: bool) -> Console:
     if quiet:
         return Console(file=open(os.devnull, "w", encoding="utf-8"))
     return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _serving(url: str) -> str:
+    return f"The study is shown at {url} (for reading only; Ctrl-C ends it)"
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +25,14 @@ from search.claim_tables import (
     print_verdicts,
 )
 from search.config import RayConfig
+from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
 from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
+from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
+from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
@@ -52,11 +55,13 @@ class RunOptions:
         trials: The budget of the whole study; None: the file's.
         seconds: After which no candidate begins any more; None: no limit.
         workers: Ray actors; None: the file's, or this process.
+        fork: Whether to begin a new study where the conditions have changed.
     """
 
     trials: int | None = None
     seconds: float | None = None
     workers: int | None = None
+    fork: bool = False
 
 
 def run_study(
@@ -80,8 +85,8 @@ def run_study(
     device = checked.device if workers is None else torch.device("cpu")
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
     trials = options.trials or checked.config.search.trials
-    with open_study(checked) as study:
-        keep_protocol(study, bench)
+    with open_study(checked) as stored:
+        study = keep_protocol(stored, bench, fork=options.fork)
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
@@ -108,6 +113,15 @@ def _evaluators(
     if workers is None:
         return nullcontext(InProcess(bench))
     return on_ray(path, workers, str(device))
+
+
+def write_new_study(models: Sequence[str], options: NewOptions, console: Console) -> NewStudy:
+    """Write a study file for models and tasks, and tell what it stands on."""
+    written = new_study(models, options)
+    warnings = (f"Warning: {warning}" for warning in written.checked.warnings)
+    for line in (*told(written.inspection), *summary(written), *warnings):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return written
 
 
 def check_file(path: Path, console: Console) -> CheckedStudy:
@@ -137,8 +151,8 @@ def compare_study(
     checked = check_study(path)
     _require_storage(checked)
     bench = build_bench(checked, (Role.SEARCH, Role.HOLDOUT))
-    with open_study(checked) as study:
-        keep_protocol(study, bench)
+    with open_study(checked) as stored:
+        study = keep_protocol(stored, bench)
         found = claim(study, bench, checked.config.compare.margin if margin is None else margin)
     if not quiet:
         rival = found.cards[found.path.rival]
@@ -191,6 +205,20 @@ def compare_models(
     return verdicts
 
 
+def show_dashboard(path: Path, port: int, tell: Callable[[str], None]) -> None:
+    """Serve Optuna's dashboard on a study until Ctrl-C.
+
+    Args:
+        path: The study file.
+        port: On 127.0.0.1; 0 takes a free one.
+        tell: Called with the address once it answers.
+    """
+    with open_dashboard(path, port) as server:
+        tell(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 def export_study(path: Path, folder: Path, console: Console) -> None:
     """Write the winner as a model folder."""
     checked = check_study(path)
@@ -241,13 +269,15 @@ def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) 
     return MergeOptions(seed, _merge_device(device), _bytes(shard_size), stages)
 
 
-def run_options(trials: int | None, time: str | None, workers: int | None) -> RunOptions:
+def run_options(
+    trials: int | None, time: str | None, workers: int | None, fork: bool
+) -> RunOptions:
     """The options of `outcross run` as they are typed.
 
     Raises:
         StudyError: If the time can't be read.
     """
-    return RunOptions(trials, None if time is None else _seconds(time), workers)
+    return RunOptions(trials, None if time is None else _seconds(time), workers, fork)
 
 
 def _seconds(text: str) -> float:

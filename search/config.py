@@ -231,6 +231,11 @@ class StudyConfig(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     storage: str | None = None
 
+    @property
+    def location(self) -> str:
+        """Folder or URL of the storage."""
+        return self.storage or f"runs/{self.name}"
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.

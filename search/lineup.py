@@ -295,7 +295,7 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
             mistakes.append(f"--include: {folder} is no folder")
     folders = [folder.resolve() for folder in options.include if folder.is_dir()]
     local = local_names(folders) if any(":" in text for text in options.tasks) else frozenset[str]()
-    requests = [_request(text, options, local) for text in options.tasks]
+    requests = [read_task(text, local, options.num_fewshot) for text in options.tasks]
     if len({request.task for request in requests}) < len(requests):
         mistakes.append("--tasks: a task is listed twice")
         return ()
@@ -308,8 +308,16 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
     return open_tasks(requests, counts, options.seed, folders, report)
 
 
-def _request(text: str, options: CompareOptions, local: Collection[str]) -> TaskRequest:
-    """A task, perhaps with a metric; a name with a colon in it is looked for as a whole first."""
+def read_task(text: str, local: Collection[str], num_fewshot: int | None = None) -> TaskRequest:
+    """A task as it is typed, perhaps with `:metric`, or the path of its YAML file.
+
+    A name with a colon in it is looked for as a whole first.
+
+    Args:
+        text: As typed; paths are relative to the working directory.
+        local: Names of local tasks.
+        num_fewshot: Overrides the task's own number of examples.
+    """
     task, colon, metric = text.rpartition(":")
     if not colon or text in local or Path(text).is_file():
         task, metric = text, ""
@@ -317,6 +325,6 @@ def _request(text: str, options: CompareOptions, local: Collection[str]) -> Task
     return TaskRequest(
         file.stem if file.is_file() else task,
         metric or None,
-        options.num_fewshot,
+        num_fewshot,
         file=file.resolve() if file.is_file() else None,
     )

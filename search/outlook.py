@@ -1,19 +1,26 @@
 """What a study will do and what its items can show, before anything is spent."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from optuna import Study, load_study
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from evals.items import Role
+from evals.objective import item_scores, objective
 from evals.power import independent_items, items_to_show, multiple, smallest_gain
-from search.baselines import baselines
+from search.baselines import baselines, parents
 from search.bench import CheckedStudy
+from search.errors import NothingFound, StudyError
+from search.forking import last_of
+from search.record import card_from_dict, readings_from_dict
 from search.space import Choice, Dimension, Real, Share, Whole, holes
+from search.storage import read_storage
 from search.writing import size
 
 DISCORDANCES = (0.05, 0.10, 0.20)
@@ -25,32 +32,94 @@ class Reach:
     """What the holdout can show if two models differ on a share of its items.
 
     Attributes:
-        discordance: That share.
+        discordance: That share; a measured one is the weighted mean of the benchmarks'.
         mean: The smallest gain of the weighted mean that shows with 80% power.
         tasks: The same for each benchmark alone.
         needed: Holdout items of each benchmark that a gain of two points in the mean would need.
+        measured: Between which two models the share was measured; None for an assumption.
     """
 
     discordance: float
     mean: float
     tasks: tuple[float, ...]
     needed: int
+    measured: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discordance:
+    """Where two models of a study were seen to differ.
+
+    Attributes:
+        pair: A merge that needs no search, as the winner is a merge, and the best parent.
+        shares: Of the search items of each benchmark; of graded scores the mean square of the
+            difference.
+    """
+
+    pair: tuple[str, str]
+    shares: tuple[float, ...]
 
 
 def reach(checked: CheckedStudy) -> tuple[Reach, ...]:
-    """What the study's holdout can show, for usual discordances. Counts items, reads no score."""
+    """What the study's holdout can show; its items are counted, no score on them is read.
+
+    With the discordances that were measured where the study has scored its baselines, else for
+    usual ones.
+    """
+    weights = [task.weight for task in checked.tasks]
+    found = discordance(checked)
+    if found is None:
+        return tuple(_reach(checked, q, [q] * len(weights)) for q in DISCORDANCES)
+    mean = float(np.average(found.shares, weights=weights))
+    return (replace(_reach(checked, mean, found.shares), measured=found.pair),)
+
+
+def _stored(checked: CheckedStudy) -> Study | None:
+    """The study as far as it has been run, to be read only; None if it can't be."""
+    name = checked.config.name
+    try:
+        storage = read_storage(checked.storage, checked.folder, name)
+        return last_of(load_study(study_name=name, storage=storage))
+    except (NothingFound, StudyError):
+        return None
+
+
+def discordance(checked: CheckedStudy) -> Discordance | None:
+    """What the stored scores of parents and plain merges tell; None where there are none."""
+    study = _stored(checked)
+    if study is None:
+        return None
+    stored: dict[str, Any] = study.user_attrs.get("baselines", {})
+    names = parents(checked.space)
+    if any(name not in stored for name in names) or len(stored) < 2:
+        return None
+    readings = readings_from_dict(study)
+    if [one.name for one in readings] != [task.name for task in checked.tasks]:
+        return None  # the file has changed since
+    cards = {name: card_from_dict(card) for name, card in stored.items()}
+    values = {name: objective([card], readings) for name, card in cards.items()}
+    best = max(names, key=lambda name: values[name])
+    others = [name for name in cards if name not in names] or [n for n in cards if n != best]
+    other = max(others, key=lambda name: values[name])
+    pairs = zip(
+        item_scores(cards[other], readings), item_scores(cards[best], readings), strict=True
+    )
+    shares = tuple(float(np.mean((one - two) ** 2)) for one, two in pairs)
+    # Two models that agree on all items so far will differ on some: as if on the next.
+    least = [1 / (1 + score.n) for score in cards[best].scores]
+    return Discordance((other, best), tuple(map(max, shares, least)))
+
+
+def _reach(checked: CheckedStudy, mean: float, shares: Sequence[float]) -> Reach:
     independent = _independent(checked)
     weights = [task.weight for task in checked.tasks]
     held = [len(task.split.roles[Role.HOLDOUT]) for task in checked.tasks]
     worth = [n / items for n, items in zip(independent, held, strict=True)]
-    return tuple(
-        Reach(
-            q,
-            smallest_gain(independent, weights, q),
-            tuple(smallest_gain([n], [1.0], q) for n in independent),
-            items_to_show(_TWO_POINTS, worth, weights, q),
-        )
-        for q in DISCORDANCES
+    return Reach(
+        mean,
+        smallest_gain(independent, weights, shares),
+        tuple(smallest_gain([n], [1.0], q) for n, q in zip(independent, shares, strict=True)),
+        items_to_show(_TWO_POINTS, worth, weights, shares),
     )
 
 
@@ -170,12 +239,24 @@ def _print_reach(console: Console, checked: CheckedStudy) -> None:
         share = f"{found.discordance:.0%} of the items"
         table.add_row(share, f"{100 * found.mean:.1f}", alone, f"{found.needed:,}")
     console.print(table)
+    console.print(_source(checked), highlight=False, markup=False)
     count = len(baselines(checked.space))
     console.print(
         f"For one comparison; compare makes {count}, and in the worst case Holm's correction "
         f"raises each gain {multiple(count) / multiple():.2f}-fold.",
         highlight=False,
     )
+
+
+def _source(checked: CheckedStudy) -> str:
+    """Where the shares of the table come from."""
+    found = discordance(checked)
+    if found is None:
+        return "These shares are assumed; when the study has scored its parents, theirs are used."
+    parts = zip(checked.tasks, found.shares, strict=True)
+    each = ", ".join(f"{task.name} {share:.1%}" for task, share in parts)
+    other, best = found.pair
+    return f"Measured on the search items, between {other} and {best}, the best parent: {each}."
 
 
 def _independent(checked: CheckedStudy) -> list[float]:

@@ -22,6 +22,7 @@ from search.baselines import AVERAGE, baselines
 from search.bench import Bench, Reference, races
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
+from search.forking import with_prior
 from search.known import known_names
 from search.racing import Leaders, Race
 from search.record import (
@@ -40,6 +41,7 @@ from search.record import (
     stored_practice,
 )
 from search.samplers import choose_sampler
+from search.space import SearchSpace
 from search.study import Stop
 from search.trial import Outcome
 
@@ -142,6 +144,7 @@ class _Search:
     late: float
     proposer: Proposer
     baselines: Mapping[str, Scorecard]
+    space: SearchSpace = field(init=False)
     readings: Sequence[Reading] = field(init=False)
     known: dict[str, int] = field(init=False)
     given: dict[str, str] = field(init=False)
@@ -149,6 +152,7 @@ class _Search:
     done: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.space = with_prior(self.bench.study.space, self.study)
         self.readings = readings_from_dict(self.study)
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
         self.given = known_names(self.bench.study.space)
@@ -165,7 +169,7 @@ class _Search:
 
         Results are kept as they come, so that one that came early isn't lost with its process.
         """
-        asked = ask_batch(self.study, self.bench.study.space, self.proposer, trials)
+        asked = ask_batch(self.study, self.space, self.proposer, trials)
         records: dict[int, Record] = {}
         told = 0
         for record in self._records(asked, self._race(asked)):

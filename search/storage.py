@@ -17,13 +17,14 @@ from typing import Any
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, inspect, make_url
 
-from search.errors import StudyError, first_line
+from search.errors import NothingFound, StudyError, first_line
 from search.holding import HeldStudy, held_file
 from search.patience import patient
 
 JOURNAL = "journal.log"
+_HARMLESS = ("check_trial_is_updatable", "remove_session")  # beside what begins with get_
 
 _SYNC = 1.0  # seconds
 
@@ -49,6 +50,27 @@ def open_storage(location: str, folder: Path, study: str) -> Generator[BaseStora
     with held_file(home / "lock", str(home)):
         repair(home / JOURNAL)
         yield patient(JournalStorage(_Journal(home / JOURNAL)), str(home))
+
+
+def read_storage(location: str, folder: Path, study: str) -> BaseStorage:
+    """Open a study's storage to look at it, also while a search holds it; nothing can be written.
+
+    No lock is taken or waited for. What a search adds meanwhile is seen with the next call; of a
+    journal, whole lines only.
+
+    Args:
+        location: As in `open_storage`.
+        folder: What a relative folder is relative to.
+        study: The study's name, for errors.
+
+    Raises:
+        NothingFound: If no such study has been run yet.
+        StudyError: If the database can't be reached.
+    """
+    inner = (_read_database if "://" in location else _read_folder)(location, folder, study)
+    if study not in {found.study_name for found in inner.get_all_studies()}:
+        raise _not_run(study)
+    return _read_only(inner)
 
 
 def repair(journal: Path) -> int:
@@ -127,3 +149,53 @@ def _database(url: str, study: str) -> Generator[BaseStorage]:
             recover = lock.hold
         yield patient(get_storage(inner), place, recover)
         inner.engine.dispose()
+
+
+def _read_folder(location: str, folder: Path, study: str) -> BaseStorage:
+    journal = folder / location / JOURNAL
+    if not journal.is_file():
+        raise _not_run(study)
+    return JournalStorage(_Journal(journal))
+
+
+def _read_database(url: str, _: Path, study: str) -> BaseStorage:
+    place = url.split("@")[-1]  # the part before may hold a password
+    try:
+        address = make_url(url)
+        file = address.database if address.get_backend_name() == "sqlite" else None
+        made = not file or Path(file).is_file()  # opening it would make it
+        if made:
+            engine = create_engine(url)
+            made = inspect(engine).has_table("studies")
+            engine.dispose()
+        if made:
+            options = {"pool_pre_ping": True}
+            return get_storage(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
+    except Exception as error:  # drivers and servers fail in types of their own
+        raise StudyError([f"storage: {place} can't be opened: {first_line(error)}"]) from None
+    raise _not_run(study)
+
+
+def _not_run(study: str) -> NothingFound:
+    return NothingFound(f"study '{study}' has not been run yet; run it first")
+
+
+def _read_only(storage: BaseStorage) -> BaseStorage:
+    """The same storage without the methods that change something."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise StudyError(["storage: is open for reading only"])
+
+    def forwarding(name: str) -> Callable[..., Any]:
+        method = getattr(storage, name)
+
+        def call(_: BaseStorage, *args: Any, **kwargs: Any) -> Any:
+            return method(*args, **kwargs)
+
+        return call
+
+    names = [name for name in dir(BaseStorage) if not name.startswith("_")]
+    called = [name for name in names if callable(getattr(BaseStorage, name))]
+    reading = [name for name in called if name.startswith("get_") or name in _HARMLESS]
+    methods = dict.fromkeys(called, refuse) | {name: forwarding(name) for name in reading}
+    return type("ReadOnlyStorage", (BaseStorage,), methods)()

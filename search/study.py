@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 
 from search.bench import Bench, CheckedStudy, protocol
 from search.errors import ProtocolError
+from search.forking import forked, last_of, only_weights, reweighted
 from search.record import differences
 from search.storage import open_storage
 
@@ -26,11 +27,19 @@ class Stop:
 def open_study(checked: CheckedStudy) -> Generator[optuna.Study]:
     """Open or create the Optuna study of a study file; holds its storage meanwhile."""
     with open_storage(checked.storage, checked.folder, checked.config.name) as storage:
-        yield _load(storage, checked.config.name)
+        yield last_of(_load(storage, checked.config.name))
 
 
-def keep_protocol(study: optuna.Study, bench: Bench) -> None:
-    """Refuse a study whose trials were made under other conditions.
+def keep_protocol(study: optuna.Study, bench: Bench, *, fork: bool = False) -> optuna.Study:
+    """Go on with a study under the conditions under which its trials were made.
+
+    Args:
+        study: As stored.
+        bench: The study as its file now says.
+        fork: Whether to begin a new one where the conditions have changed.
+
+    Returns:
+        The study to go on with: another one if its question has changed, see `search.forking`.
 
     Raises:
         ProtocolError: With every difference.
@@ -39,16 +48,23 @@ def keep_protocol(study: optuna.Study, bench: Bench) -> None:
     stored = study.user_attrs.get("protocol")
     if stored is None:
         study.set_user_attr("protocol", stated)
-        return
-    if changed := differences(stored, stated):
-        raise ProtocolError(
-            [
-                *changed,
-                "its trials can't be compared with new ones; undo the change, or give the study "
-                "another name to begin anew",
-            ],
-            f"study '{bench.study.config.name}' was made under other conditions",
-        )
+        return study
+    changed = differences(stored, stated)
+    if not changed:
+        return study
+    if only_weights(stored, stated) and "baselines" in study.user_attrs:
+        return reweighted(study, bench.readings, stated)
+    if fork:
+        return forked(study, bench.study.space, stated)
+    raise ProtocolError(
+        [
+            *changed,
+            "its trials can't be compared with new ones; undo the change, give the study another "
+            "name to begin anew, or run it with --fork: a new study that tries the best "
+            "candidates of this one first",
+        ],
+        f"study '{bench.study.config.name}' was made under other conditions",
+    )
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from rich.console import Console
 from tiny_study import study_dict, write_study
 
 from search.commands import run_study
-from search.errors import StudyError
+from search.errors import NothingFound, StudyError
 from search.holding import holder
-from search.storage import open_storage
+from search.storage import open_storage, read_storage
 
 pytestmark = postgres.needed
 
@@ -37,6 +37,20 @@ def test_a_second_proposer_is_told_who_holds_the_study(server, tmp_path: Path):
             pass  # another study in the same database
     with open_storage(server.url, tmp_path, "mine"):
         pass
+
+
+def test_a_study_that_is_held_can_be_looked_at(server, tmp_path: Path):
+    with open_storage(server.url, tmp_path, "shown") as storage:
+        study = optuna.create_study(storage=storage, study_name="shown")
+        study.tell(study.ask(), 1.0)
+        reading = read_storage(server.url, tmp_path, "shown")
+        study.tell(study.ask(), 2.0)
+        trials = reading.get_all_trials(study._study_id)
+        assert [trial.value for trial in trials] == [1.0, 2.0]
+        with pytest.raises(StudyError, match="for reading only"):
+            reading.delete_study(study._study_id)
+        with pytest.raises(NothingFound, match="'unknown' has not been run yet"):
+            read_storage(server.url, tmp_path, "unknown")
 
 
 def test_a_restarted_server_is_waited_for_and_the_lock_is_taken_again(server, tmp_path: Path):

@@ -1,5 +1,6 @@
 """A study killed at any moment and started again is the study that was never killed."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -10,29 +11,51 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
-from tiny_study import study_dict, write_study
+from tiny_models import write_family
+from tiny_study import study_dict, write_study, write_tasks
 
 from evals import likelihood, memory
 from evals.items import Role
 from search.bench import build_bench, check_study
 from search.commands import compare_study, run_study
 from search.finals import claim
+from search.samplers import WORDS
 from search.study import open_study
 
 QUIET = Console(file=StringIO())
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp"])
+QUICK = ("cmaes",)  # in every run; the others with -m slow
+
+
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(w, marks=() if w in QUICK else pytest.mark.slow) for w in WORDS]
+)
 def test_killed_study_equals_uninterrupted_one(tmp_path, sampler):
-    """Sixteen trials: the samplers' models begin after ten."""
-    whole = new_study(tmp_path / "whole", sampler, trials=16)
-    killed = new_study(tmp_path / "killed", sampler, trials=16)
+    """The samplers' models begin after ten trials, CMA-ES' second generation after its warm-up."""
+    whole, killed = (new_study(tmp_path / name, sampler, trials=26) for name in ("whole", "killed"))
     assert interrupt(whole, "SIGKILL") == [0]
-    statuses = interrupt(killed, "SIGKILL", 0.6, 1.1, 0.9, 1.4, 1.2, 1.7, 1.5)
+    chance = random.Random(f"{sampler} killed")
+    moments = [chance.uniform(0.4, 1.8) for _ in range(7 if sampler in QUICK else 20)]
+    statuses = interrupt(killed, "SIGKILL", *moments)
     assert statuses[-1] == 0
     assert -signal.SIGKILL in statuses
     assert history(killed) == history(whole)
+
+
+@pytest.mark.slow
+def test_killed_race_equals_uninterrupted_one(tmp_path):
+    """Whom a candidate is held against doesn't depend on where the process died."""
+    whole, killed = (racing_study(tmp_path / name) for name in ("whole", "killed"))
+    assert interrupt(whole, "SIGKILL") == [0]
+    chance = random.Random(0)
+    interrupt(killed, "SIGKILL", *[chance.uniform(0.4, 2.5) for _ in range(12)])
+    assert history(killed) == history(whole)
+    stopped = [trial for trial in stored(whole) if "stopped" in trial.user_attrs]
+    assert stopped
+    for trial in stopped:
+        assert len(trial.user_attrs["scorecard"]["items"]["tiny_exact"]) > 0
 
 
 def test_interrupt_finishes_the_running_trial(tmp_path):
@@ -149,6 +172,21 @@ def new_study(folder: Path, sampler: str, trials: int = 8) -> Path:
     for source in recipe["models"]:  # no trial is a baseline, whose scores are known
         source["parameters"]["weight"]["range"] = [0.55, 1.5]
     return write_study(folder, study_dict(search=search, recipe=recipe))
+
+
+def racing_study(folder: Path) -> Path:
+    """Log-likelihoods of many items, which tell candidates apart soon; weights far too large."""
+    folder.mkdir()
+    write_family(folder / "models")
+    write_tasks(folder, items=400)
+    study = study_dict(
+        objectives=[{"task": "tiny_exact", "metric": "perplexity"}],
+        items={"search": 320, "select": 16, "holdout": 32},
+        search={"sampler": "tpe", "trials": 24, "finalists": 2},
+    )
+    for model in study["recipe"]["models"]:
+        model["parameters"]["weight"] = {"range": [0.0, 8.0]}
+    return write_study(folder, study)
 
 
 def raise_budget(study: Path, trials: int) -> None:

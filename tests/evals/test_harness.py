@@ -347,3 +347,59 @@ def _mistakes(name: str, include: Path) -> list[str]:
     request = TaskRequest(name)
     open_tasks([request], Counts(4, 2, 2), 0, [include], lambda _, text: found.append(text))
     return found
+
+
+def test_rungs_add_up_to_the_score_to_the_bit(open_local: OpenLocal, harness_of: HarnessOf):
+    harness = harness_of(open_local(*TASKS))
+    harness.shares = (0.25, 0.5, 1.0)
+    whole = harness.score(Role.SEARCH)
+    cards = list(harness.score_rungs(Role.SEARCH))
+    assert [card.scores[0].n for card in cards] == [3, 6, 12]
+    assert (cards[-1].items, cards[-1].scores) == (whole.items, whole.scores)
+    for card in cards:
+        for name, results in card.items.items():
+            for metric, values in results.items():
+                assert values == whole.items[name][metric][: len(values)]
+    assert cards[0].failure is None
+
+
+def test_a_candidate_that_is_stopped_leaves_nothing_behind(
+    resident: Resident, open_local: OpenLocal, harness_of: HarnessOf
+):
+    harness = harness_of(open_local(*TASKS))
+    harness.shares = (0.25, 1.0)
+    whole = harness.score(Role.SEARCH)
+    kept = {name: slot.clone() for name, slot in resident.slots.items()}
+    with torch.no_grad():
+        for slot in resident.slots.values():
+            slot.mul_(-1.5)
+    poor = next(harness.score_rungs(Role.SEARCH))
+    assert poor.items["tiny_text"] != whole.items["tiny_text"]
+    with torch.no_grad():
+        for name, slot in resident.slots.items():
+            slot.copy_(kept[name])
+    assert harness.score(Role.SEARCH).items == whole.items
+
+
+def test_rungs_score_as_one_go_does(open_local: OpenLocal, harness_of: HarnessOf):
+    tasks = open_local(*TASKS)
+    whole, rungs = harness_of(tasks), harness_of(tasks)
+    rungs.shares = (0.25, 0.5, 1.0)
+    cards = [harness.score(Role.SEARCH) for harness in (whole, rungs)]
+    for one, other in zip(cards[0].scores, cards[1].scores, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-5)
+
+
+def test_other_roles_are_scored_in_one_go(open_local: OpenLocal, harness_of: HarnessOf):
+    harness = harness_of(open_local("tiny_choice"), tuple(Role))
+    harness.shares = (0.25, 1.0)
+    assert harness.rungs(Role.SEARCH) == ((3,), (12,))
+    assert harness.rungs(Role.HOLDOUT) == ((8,),)
+    assert len(list(harness.score_rungs(Role.HOLDOUT))) == 1
+
+
+def test_sealed_items_are_refused_before_the_first_rung(
+    open_local: OpenLocal, harness_of: HarnessOf
+):
+    with pytest.raises(EvaluationError, match="sealed"):
+        harness_of(open_local("tiny_choice")).score_rungs(Role.HOLDOUT)

@@ -20,6 +20,11 @@ def test_tasks_pool_their_items():
     assert lopsided > smallest_gain([150] * 4, [1.0] * 4, 0.1)
 
 
+def test_each_task_has_its_own_discordance():
+    assert smallest_gain([9, 4], [1, 1], [0.2, 0.2]) == smallest_gain([9, 4], [1, 1], 0.2)
+    assert smallest_gain([100, 100], [1, 0], [0.1, 0.9]) == smallest_gain([100], [1], 0.1)
+
+
 def test_items_to_show_is_the_inverse():
     n = items_to_show(0.02, [1.0, 1.0], [1.0, 3.0], 0.15)
     assert smallest_gain([n, n], [1.0, 3.0], 0.15) <= 0.02

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from search import cli
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ("quickstart", "check", "run", "compare", "export", "merge")
+COMMANDS = ("quickstart", "new", "check", "run", "compare", "export", "dashboard", "merge")
 
 
 @pytest.fixture

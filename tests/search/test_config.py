@@ -58,7 +58,7 @@ def test_search_items_may_be_the_rest():
         ),
         (
             {"search": {"zzz": 1}},
-            "search.zzz: unknown key; known: sampler, trials, finalists, seed",
+            "search.zzz: unknown key; known: sampler, trials, batch, racing, finalists, seed",
         ),
         ({"objectives": [{}]}, "objectives[0].task: is missing"),
         ({"name": "a b"}, "name: 'a b' has a form that is not allowed"),

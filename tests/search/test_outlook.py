@@ -13,7 +13,7 @@ from evals.items import Role
 from evals.power import smallest_gain
 from search.bench import check_study
 from search.errors import ProtocolError
-from search.outlook import print_outlook, reach
+from search.outlook import discordance, print_outlook, reach
 
 
 def test_reach_is_the_power_of_the_holdout(tmp_path: Path):
@@ -94,3 +94,40 @@ def test_a_study_with_clusters_is_searched_and_compared_by_them(tmp_path: Path):
     run_study(path, quiet)
     found = compare_study(path, quiet).verdicts
     assert {c.gain.clusters for c in found.overall} == {4}
+
+
+def test_discordances_are_measured_where_the_baselines_are_scored(tmp_path: Path):
+    from search.commands import run_study
+    from search.record import card_from_dict
+    from search.study import open_study
+
+    objectives = [{"task": "tiny_choice", "weight": 3.0}, {"task": "tiny_exact", "metric": "acc"}]
+    # A list of 60 items leaves 36 to search.
+    data = study_dict(objectives=objectives, items={"search": 36, "select": 8, "holdout": 16})
+    path = write_study(tmp_path, data, spread=0.5)
+    checked = check_study(path)
+    assert discordance(checked) is None
+    told = Console(file=StringIO(), width=120)
+    print_outlook(told, checked)
+    assert "These shares are assumed" in told.file.getvalue()  # type: ignore[attr-defined]
+    run_study(path, Console(file=StringIO()))
+    found = discordance(checked)
+    assert found is not None
+    other, best = found.pair
+    assert other in ("plain average", "task arithmetic", "TIES")
+    with open_study(checked) as study:  # a search that runs doesn't hinder a look
+        cards = {n: card_from_dict(c) for n, c in study.user_attrs["baselines"].items()}
+        assert discordance(checked) == found
+    ours, theirs = (cards[name].items["tiny_choice"]["acc,none"] for name in found.pair)
+    differ = sum(one != two for one, two in zip(ours, theirs, strict=True))
+    assert found.shares[0] == pytest.approx(max(differ, 36 / 37) / 36)
+    assert differ > 0
+    (measured,) = reach(checked)
+    assert measured.measured == (other, best)
+    assert measured.discordance == pytest.approx((3 * found.shares[0] + found.shares[1]) / 4)
+    assert measured.mean == pytest.approx(smallest_gain([16, 16], [3, 1], found.shares))
+    told = Console(file=StringIO(), width=200)
+    print_outlook(told, checked)
+    text = told.file.getvalue()  # type: ignore[attr-defined]
+    assert f"Measured on the search items, between {other} and {best}, the best parent" in text
+    assert f"tiny_choice {found.shares[0]:.1%}" in text

@@ -1,0 +1,101 @@
+"""A study goes on under another question: what is comparable is kept, the rest is tried again."""
+
+from io import StringIO
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+from tiny_study import study_dict, write_study
+
+from evals.objective import objective
+from search.bench import check_study
+from search.commands import RunOptions, run_study
+from search.errors import ProtocolError
+from search.record import load, readings_from_dict
+from search.study import open_study
+
+SILENT = Console(file=StringIO())
+SEARCH = {"sampler": "tpe", "trials": 14, "finalists": 2}
+
+
+def study_of(folder: Path, weight: float = 1.0, **changes) -> Path:
+    objectives = [{"task": "tiny_choice"}, {"task": "tiny_shots", "weight": weight}]
+    return write_study(folder, study_dict(objectives=objectives, search=SEARCH, **changes))
+
+
+def names(study: Path) -> list[str]:
+    with open_study(check_study(study)) as opened:
+        return optuna.get_all_study_names(opened._storage)  # pyright: ignore
+
+
+@pytest.fixture
+def ran(tmp_path: Path) -> Path:
+    path = study_of(tmp_path)
+    run_study(path, SILENT)
+    return path
+
+
+def test_another_weight_judges_the_same_trials_anew(ran: Path):
+    with open_study(check_study(ran)) as study:
+        before = [load(trial) for trial in study.trials]
+    study_of(ran.parent, weight=3.0)
+    run_study(ran, SILENT)
+    assert names(ran) == ["tiny", "tiny#2"]
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny#2"
+        after, readings = [load(trial) for trial in study.trials], readings_from_dict(study)
+    assert [one.weight for one in readings] == [1.0, 3.0]
+    assert [one.recipe for one in after] == [one.recipe for one in before]
+    for one in after:
+        assert one.value == objective([one.scorecard], readings, signal=True)
+    assert [one.value for one in after] != [one.value for one in before]
+
+
+def test_weights_put_back_give_the_values_that_there_were(ran: Path):
+    with open_study(check_study(ran)) as study:
+        before = [trial.value for trial in study.trials]
+    for weight in (3.0, 1.0):
+        study_of(ran.parent, weight)
+        run_study(ran, SILENT)
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny#3"
+        assert [trial.value for trial in study.trials] == pytest.approx(before, abs=1e-5)
+
+
+def test_a_fork_tries_the_best_of_the_study_before_it(ran: Path):
+    with open_study(check_study(ran)) as study:
+        best = sorted(study.trials, key=lambda t: (-t.value, t.number))
+    study_of(ran.parent, items={"search": 14, "select": 8, "holdout": 16})
+    with pytest.raises(ProtocolError, match=r"items.search: was 16, is 14(.|\n)*--fork"):
+        run_study(ran, SILENT)
+    run_study(ran, SILENT, RunOptions(fork=True))
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny#2"
+        assert study.trials[0].params == best[0].params
+        assert len(study.trials) == 14
+        counts = {len(load(t).scorecard.items["tiny_choice"]["acc,none"]) for t in study.trials}
+        assert counts == {14}
+    run_study(ran, SILENT, RunOptions(fork=True))  # nothing has changed: nothing is begun
+    assert names(ran) == ["tiny", "tiny#2"]
+
+
+def test_points_outside_of_the_new_ranges_are_left_out(ran: Path):
+    recipe = study_dict()["recipe"]
+    recipe["models"][0]["parameters"]["weight"] = {"range": [0.45, 0.55]}
+    study_of(ran.parent, recipe=recipe)
+    run_study(ran, SILENT, RunOptions(fork=True))
+    with open_study(check_study(ran)) as study:
+        assert {t.state.name for t in study.trials} == {"COMPLETE"}
+        assert all(0.45 <= t.params["a.weight"] <= 0.55 for t in study.trials)
+
+
+def test_a_successor_that_was_left_half_made_is_made_anew(ran: Path):
+    with open_study(check_study(ran)) as study:
+        storage = study._storage  # pyright: ignore
+        half = optuna.create_study(storage=storage, study_name="tiny#2", direction="maximize")
+        half.ask()
+    study_of(ran.parent, weight=3.0)
+    run_study(ran, SILENT)
+    with open_study(check_study(ran)) as study:
+        assert len(study.trials) == 14
