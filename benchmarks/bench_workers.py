@@ -1,6 +1,6 @@
-"""What the proposer of many workers costs, and what a second worker brings.
+"""What the proposer of many workers costs.
 
-The proposer's part runs a whole search, end to end through asking, storage and telling, with
+It runs a whole search, end to end through asking, storage and telling, with
 evaluators that answer at once, in the order in which 64 of them would who take .2 to .8 s for each
 candidate. All that is measured of the process is therefore its overhead, less the time that making
 up the answers takes. Items are 400 with probabilities and right or wrong, as a study stores them.
@@ -47,20 +47,15 @@ METRIC, SIGNAL = "acc,none", "probability"
 def main() -> None:
     """Print the tables that are asked for."""
     stated = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    stated.add_argument("what", choices=("many", "samplers", "scaling"))
+    stated.add_argument("what", choices=("many", "samplers"))
     stated.add_argument("--trials", type=int, default=0)
     stated.add_argument("--words", nargs="+", default=list(WORDS))
     stated.add_argument("--storages", nargs="+", default=["folder", "sqlite"])
-    stated.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    stated.add_argument("--study", type=Path, help="for scaling: a study file; its runs/ is used")
     options = stated.parse_args()
-    match options.what:
-        case "many":
-            many(options.words, options.storages, options.trials or 10_000)
-        case "samplers":
-            samplers(options.words, options.trials or 1_000)
-        case _:
-            scaling(options.study, options.workers, options.trials or 40)
+    if options.what == "many":
+        many(options.words, options.storages, options.trials or 10_000)
+    else:
+        samplers(options.words, options.trials or 1_000)
 
 
 def many(words: Sequence[str], storages: Sequence[str], trials: int) -> None:
@@ -125,7 +120,7 @@ def opened(storage: str, folder: Path) -> Iterator[optuna.Study]:
 def study(word: str, batch: int, trials: int) -> Any:
     """Four experts, four groups of tensors, four knots: 64 weights; no model behind them.
 
-    `catcma` and `evolution` get a choice of methods too.
+    `catcma` gets a choice of methods too.
     """
     weight = {"range": [0.0, 1.5], "by": ["self_attn", "mlp", "norm", "*"], "knots": 4}
     methods = {"choice": ["task_arithmetic", "linear"]} if word == "catcma" else "task_arithmetic"
@@ -230,11 +225,6 @@ def _numbers(part: Any) -> Iterator[float]:
             yield from _numbers(value)
     elif isinstance(part, float):
         yield part
-
-
-def scaling(path: Path, workers: Sequence[int], trials: int) -> None:
-    """Candidates per minute of a real study, from the first trial's end to the last one's."""
-    raise SystemExit(f"not yet: {path} {workers} {trials}")
 
 
 if __name__ == "__main__":

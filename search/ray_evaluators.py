@@ -96,8 +96,9 @@ class _Pool:
 
     def ways(self) -> Sequence[str]:
         """See `Evaluators`."""
-        gates = self._practice.gates if self._practice else {}
-        return tuple(dict.fromkeys(way for _, way in gates.values()))
+        if self._practice is None:
+            return ()
+        return tuple(dict.fromkeys(way for _, way in self._practice.gates.values()))
 
     def score(
         self, jobs: Iterable[Job], begin: Begin | None = None
