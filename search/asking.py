@@ -1,12 +1,16 @@
 """The next trials of a study: those that a killed process left behind, or new ones."""
 
-from dataclasses import dataclass
-from typing import Any
+import copy
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import optuna
-from optuna.trial import TrialState
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from merge_core.recipe import Recipe
+from search.genes import distribution
 from search.known import fingerprint
 from search.samplers import Drawn, sampler_for
 from search.space import Choice, Dimension, Real, SearchSpace, Values
@@ -33,11 +37,10 @@ class Asked:
 
     trial: optuna.Trial
     recipe: Recipe
+    key: str = field(init=False)  # the same for all recipes that make the same model
 
-    @property
-    def key(self) -> str:
-        """The same for all recipes that make the same model."""
-        return fingerprint(self.recipe)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", fingerprint(self.recipe))  # a millisecond: once
 
 
 def ask_batch(
@@ -55,17 +58,100 @@ def ask_batch(
         proposer: How.
         trials: The budget; no trial beyond it is begun.
     """
-    history = study.get_trials(deepcopy=False)
+    history = list(study.get_trials(deepcopy=False))
     numbers = [trial.number for trial in history if trial.state is TrialState.RUNNING]
     size = proposer.batch
     end = min((numbers or [len(history)])[0] // size * size + size, trials)
     numbers += range(len(history), end)
-    return tuple(_ask(study, space, proposer, number) for number in numbers)
+    return tuple(ask(study, space, proposer, number, history) for number in numbers)
 
 
-def _ask(study: optuna.Study, space: SearchSpace, proposer: Proposer, number: int) -> Asked:
-    trial = next_trial(study, space, proposer, number)
-    return Asked(trial, space.decode(suggest(trial, space)))
+def ask(
+    study: optuna.Study,
+    space: SearchSpace,
+    proposer: Proposer,
+    number: int,
+    history: list[FrozenTrial],
+) -> Asked:
+    """A trial by its number, with its values: one that a killed process left behind, or a new one.
+
+    Args:
+        study: Where trials are kept.
+        space: What is searched.
+        proposer: How.
+        number: The trial's: of an orphan, or the next.
+        history: All trials so far; a new one is added.
+    """
+    if number < len(history):
+        trial = next_trial(study, space, proposer, number)
+        return Asked(trial, space.decode(suggest(trial, space)))
+    sampler = sampler_for(
+        proposer.word, space, history, proposer.seed, number, batch=proposer.batch
+    )
+    draft, values = _drawn(study, space, sampler, number)
+    trial = _begun(study, draft)
+    history.append(draft)
+    return Asked(trial, space.decode(values))
+
+
+def _drawn(
+    study: optuna.Study, space: SearchSpace, sampler: BaseSampler, number: int
+) -> tuple[FrozenTrial, Values]:
+    """A trial with values that no storage knows yet; drawn as Optuna's own `Trial` draws them."""
+    draft = create_trial(state=TrialState.RUNNING)
+    draft.number = number
+    study = copy.copy(study)
+    study._storage = cast("Any", _Notes(study._storage, draft))  # pyright: ignore[reportPrivateUsage]
+    joint = sampler.sample_relative(study, draft, sampler.infer_relative_search_space(study, draft))
+
+    def ask(dimension: Dimension) -> Any:
+        name, known = dimension.name, distribution(dimension)
+        if known.single():
+            value = dimension.options[0] if isinstance(dimension, Choice) else dimension.low
+        elif name in joint:
+            value = joint[name]
+        else:
+            value = sampler.sample_independent(study, draft, name, known)
+        draft.params[name], draft.distributions[name] = value, known
+        return value
+
+    return draft, space.draw(ask)
+
+
+class _Notes:
+    """A storage in which samplers write on a trial that isn't there yet; read, it is the study's.
+
+    Args:
+        storage: The study's.
+        draft: The trial.
+    """
+
+    def __init__(self, storage: BaseStorage, draft: FrozenTrial) -> None:
+        self._storage, self._draft = storage, draft
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_system_attr(self, _: int, key: str, value: Any) -> None:
+        """Keep what a sampler wants to know again."""
+        self._draft.system_attrs[key] = value
+
+    def set_trial_user_attr(self, _: int, key: str, value: Any) -> None:
+        """Keep what a sampler tells of the trial."""
+        self._draft.user_attrs[key] = value
+
+
+def _begun(study: optuna.Study, draft: FrozenTrial) -> optuna.Trial:
+    """The same trial in storage, all of it in one write.
+
+    Sixty-four parameters one by one are as many commits, milliseconds each, and a process may die
+    between two of them. (A write that is repeated, since its answer was lost, makes two trials of
+    the same values; the second one is adopted with the next batch and gets the first one's scores.)
+    """
+    key = study._storage.create_new_trial(study._study_id, template_trial=draft)  # pyright: ignore[reportPrivateUsage]
+    draft._trial_id = key  # pyright: ignore[reportPrivateUsage]
+    study.sampler = Drawn({}, study.sampler)  # there is nothing left to draw
+    return optuna.Trial(study, key)
 
 
 def next_trial(

@@ -217,7 +217,14 @@ class ItemsConfig(_Section):
 
 
 class SearchConfig(_Section):
-    """How to search."""
+    """How to search.
+
+    Attributes:
+        batch: Candidates that are proposed before the first of them is told; at least as many as
+            there are workers keeps all of them busy. Part of what makes a study the same again.
+        asynchronous: `async` in a file: nobody waits for a batch, and the result depends on who
+            ended first.
+    """
 
     sampler: Literal[
         "auto", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random"
@@ -228,6 +235,7 @@ class SearchConfig(_Section):
     racing: bool = True
     finalists: Positive = 8
     seed: Annotated[int, Field(ge=0)] = 0
+    asynchronous: bool = Field(default=False, alias="async")
 
 
 class EvaluationConfig(_Section):
@@ -431,7 +439,7 @@ def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
         "ray": RayConfig,
     }
     section = sections.get(str(parents[0]), StudyConfig) if parents else StudyConfig
-    return tuple(section.model_fields)
+    return tuple(field.alias or name for name, field in section.model_fields.items())
 
 
 def _place(parts: tuple[int | str, ...]) -> str:

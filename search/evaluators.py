@@ -1,6 +1,6 @@
 """Where candidates are scored: in this process, or wherever a pool of workers is."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,9 +44,12 @@ class Evaluators(Protocol):
         """Hold every later candidate against the parents."""
 
     def score(
-        self, jobs: Sequence[Job], begin: Begin | None = None
-    ) -> Iterator[tuple[int, Outcome]]:
-        """Score jobs; each outcome with its job's position, as they come."""
+        self, jobs: Iterable[Job], begin: Begin | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        """Score jobs; each outcome with its job's position, as they come.
+
+        A job is taken from `jobs` when somebody is free to do it and not before.
+        """
         ...
 
     def ways(self) -> Sequence[str]:
@@ -70,7 +73,7 @@ class InProcess:
         self._bench.learn(reference)
 
     def score(
-        self, jobs: Sequence[Job], begin: Begin | None = None
+        self, jobs: Iterable[Job], begin: Begin | None = None
     ) -> Generator[tuple[int, Outcome]]:
         """See `Evaluators`."""
         for position, job in enumerate(jobs):

@@ -7,13 +7,14 @@ study runs on one. Nothing here speaks a network.
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from evals.answering import Practice
 from evals.items import Role
 from search.bench import Bench, Reference, build_bench, check_study
 from search.config import RayConfig
@@ -67,20 +68,22 @@ def _cluster(config: RayConfig, path: Path) -> Generator[Any]:
 
 
 class _Pool:
-    """Jobs for actors, one at a time for each."""
+    """Jobs for actors, one at a time for each; an actor is used from when it is there."""
 
     def __init__(self, ray: Any, path: Path, config: RayConfig, device: str) -> None:
         self._ray = ray
+        gpus = config.gpus if device.startswith("cuda") else 0
+        _check_room(ray.cluster_resources(), config.cpus, gpus, path)
         actor = ray.remote(
-            num_cpus=config.cpus,
-            num_gpus=config.gpus if device.startswith("cuda") else 0,
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
+            num_cpus=config.cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
         )(_Worker)
         study = str(path.resolve())
         self._actors = [actor.remote(study, config.cpus) for _ in range(config.workers)]
+        self._coming = {actor.open.remote(): actor for actor in self._actors}
+        self._idle: deque[Any] = deque()
+        self._running: dict[Any, tuple[int, Any]] = {}
         self._reference: Any = None
-        self._ways: Sequence[str] = ()
+        self._practice: Practice | None = None
 
     @property
     def count(self) -> int:
@@ -93,42 +96,66 @@ class _Pool:
 
     def ways(self) -> Sequence[str]:
         """See `Evaluators`."""
-        return cast("Sequence[str]", self._ray.get(self._actors[0].ways.remote()))
+        if self._practice is None:
+            return ()
+        return tuple(dict.fromkeys(way for _, way in self._practice.gates.values()))
 
     def score(
-        self, jobs: Sequence[Job], begin: Begin | None = None
-    ) -> Iterator[tuple[int, Outcome]]:
+        self, jobs: Iterable[Job], begin: Begin | None = None
+    ) -> Generator[tuple[int, Outcome]]:
         """See `Evaluators`."""
-        waiting, idle = deque(enumerate(jobs)), deque(self._actors)
-        running: dict[Any, tuple[int, Any]] = {}
-        while waiting or running:
-            while waiting and idle:
-                position, job = waiting.popleft()
-                if begin is not None and not begin(position):
-                    waiting.clear()
-                    break
-                actor = idle.popleft()
-                running[actor.score.remote(job, self._reference)] = position, actor
-            if not running:
-                return
-            (ready,), _ = self._ray.wait(list(running))
-            position, actor = running.pop(ready)
-            idle.append(actor)
-            yield position, self._outcome(ready)
+        waiting = enumerate(jobs)
+        more = True
+        try:
+            while True:
+                while more and self._idle:
+                    more = self._begin(next(waiting, None), begin)
+                if not more and not self._running:
+                    return
+                (ready,), _ = self._ray.wait([*self._coming, *self._running])
+                if ready in self._coming:
+                    self._idle.append(self._joined(ready))
+                    continue
+                position, actor = self._running.pop(ready)
+                self._idle.append(actor)
+                yield position, self._outcome(ready)
+        finally:  # nobody waits for the rest
+            self._idle += [actor for _, actor in self._running.values()]
+            self._running.clear()
+
+    def _begin(self, job: tuple[int, Job] | None, begin: Begin | None) -> bool:
+        """Give a job to an idle actor; False if there is none, or none may begin any more."""
+        if job is None or (begin is not None and not begin(job[0])):
+            return False
+        actor = self._idle.popleft()
+        self._running[actor.score.remote(job[1], self._reference)] = job[0], actor
+        return True
+
+    def _joined(self, ready: Any) -> Any:
+        failures = self._ray.exceptions
+        try:
+            reason = self._ray.get(ready)
+        except (failures.RayTaskError, failures.RayActorError) as error:
+            reason = f"can't be started: {error}"
+        if reason is not None:
+            raise _failed(reason)
+        return self._coming.pop(ready)
 
     def _outcome(self, ready: Any) -> Outcome:
         failures = self._ray.exceptions
         try:
-            return cast("Outcome", self._ray.get(ready))
-        except failures.RayActorError:
+            outcome = cast("Outcome", self._ray.get(ready))
+        except (failures.RayActorError, failures.OutOfMemoryError):
             reason = f"given up: its worker died {_RETRIES + 1} times while it ran"
             return Outcome(None, reason, 0.0)
         except failures.RayTaskError as error:
-            raise StudyError([str(error.cause)], "a worker") from None
+            raise _failed(error.cause) from None
+        self._practice = outcome.practice or self._practice
+        return outcome
 
 
 class _Worker:
-    """One model, resident in one process.
+    """One model, resident in one process; built when it is first needed, also after a restart.
 
     Args:
         path: The study file.
@@ -136,17 +163,50 @@ class _Worker:
     """
 
     def __init__(self, path: str, threads: int) -> None:
+        self._path, self._threads = Path(path), threads
+        self._known: Reference | None = None
+        self._bench: Bench | None = None
+
+    def ready(self) -> Bench:
+        """Open what a job needs."""
         import torch
 
-        torch.set_num_threads(threads)
-        self._bench: Bench = build_bench(check_study(Path(path)), _ROLES)
-        self._known: Reference | None = None
+        if self._bench is None:
+            torch.set_num_threads(self._threads)
+            self._bench = build_bench(check_study(self._path), _ROLES)
+        return self._bench
+
+    def open(self) -> str | None:
+        """Make ready; why that isn't possible, or None."""
+        try:
+            self.ready()
+        except StudyError as error:  # whose text is for people, not for pickle
+            return str(error)
+        return None
 
     def score(self, job: Job, reference: Reference | None) -> Outcome:
+        """Do a job as a worker that learnt just this."""
+        bench = self.ready()
         if reference is not None and reference != self._known:
-            self._bench.learn(reference)
+            bench.learn(reference)
             self._known = reference
-        return score_job(job, self._bench)
+        return score_job(job, bench)
 
-    def ways(self) -> Sequence[str]:
-        return self._bench.harness.answering.ways
+
+def _check_room(room: Mapping[str, float], cpus: float, gpus: float, path: Path) -> None:
+    """Refuse a cluster on which no worker would ever start; one that grows has one node at least.
+
+    With room for some of the workers only, those do the work.
+    """
+    has = room.get("CPU", 0.0), room.get("GPU", 0.0)
+    if has[0] < cpus or has[1] < gpus:
+        reason = (
+            f"ray: a worker needs {cpus:g} CPUs and {gpus:g} GPUs, and the whole cluster has "
+            f"{has[0]:g} and {has[1]:g}; change ray.cpus or ray.gpus, or start Ray with more"
+        )
+        raise StudyError([reason], str(path))
+
+
+def _failed(reason: object) -> StudyError:
+    hint = "study file, models and tasks are needed at the same path on every machine"
+    return StudyError([f"{reason}", hint], "a worker")

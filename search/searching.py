@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from evals.items import Role
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
-from search.asking import Asked, Proposer, ask_batch
+from search.asking import Asked, Proposer, ask, ask_batch
 from search.baselines import AVERAGE, baselines, parents
 from search.bench import Bench, Reference, races
 from search.errors import NothingFound
@@ -108,7 +109,8 @@ def run_search(
         watcher.scored(ways)
     failures = 0
     while not search.halted and search.done < budget.trials:
-        for record in search.batch(budget.trials):
+        waits = not bench.study.config.search.asynchronous
+        for record in (search.batch if waits else search.stream)(budget.trials):
             failures = failures + 1 if record.value is None else 0
             watcher.trial(record, search.done)
             if failures >= _FAILURES_IN_A_ROW:
@@ -133,7 +135,7 @@ def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
     if not used or used[-1][1] != word:
         number = len(study.get_trials(deepcopy=False))
         study.set_user_attr("samplers", [*used, [number, word]])
-    return Proposer(word, search.seed, search.batch)
+    return Proposer(word, search.seed, 1 if search.asynchronous else search.batch)
 
 
 @dataclass(slots=True)
@@ -178,9 +180,46 @@ class _Search:
         for record in self._records(asked, self._race(asked)):
             records[record.number] = record
             while told < len(asked) and (number := asked[told].trial.number) in records:
-                self._tell(asked[told].trial, records[number])
+                self._tell(asked[told], records[number])
                 told += 1
                 yield records[number]
+
+    def stream(self, trials: int) -> Iterator[Record]:
+        """Ask whenever somebody is free, from what is told by then; tell results as they come.
+
+        Nobody waits for the slowest of a batch, but what is asked depends on who ended first.
+        """
+        begun: list[tuple[Asked, Race | None]] = []
+        settled: deque[Record] = deque()
+        jobs = self._jobs(trials, begun, settled)
+        for position, outcome in self.evaluators.score(jobs):
+            one, race = begun[position]
+            keep_practice(self.study, outcome.practice)
+            record = self._kept(one, self._record(one, outcome, race))
+            self._tell(one, record)
+            settled.append(record)
+            while settled:
+                yield settled.popleft()
+        yield from settled
+
+    def _jobs(
+        self, trials: int, begun: list[tuple[Asked, Race | None]], settled: deque[Record]
+    ) -> Iterator[Job]:
+        """Ask one by one what needs scoring; what needs none is told at once."""
+        history = self.study.get_trials(deepcopy=False)
+        numbers = [trial.number for trial in history if trial.state is TrialState.RUNNING]
+        for number in (*numbers, *range(len(history), trials)):
+            if self.halted:
+                return
+            history = list(self.study.get_trials(deepcopy=False))
+            one = ask(self.study, self.space, self.proposer, number, history)
+            if (record := self._settled(one, history[number])) is not None:
+                self._tell(one, record)
+                settled.append(record)
+                continue
+            self._begin(one.trial)
+            begun.append((one, self._race([one])))
+            yield Job(one.recipe, Role.SEARCH, race=begun[-1][1])
 
     def _race(self, asked: Sequence[Asked]) -> Race | None:
         """What the candidates of a batch are held against: the best told before it began."""
@@ -196,17 +235,9 @@ class _Search:
         first: dict[str, Asked] = {}
         jobs: list[Asked] = []
         for one in asked:
-            stored, key = history[one.trial.number], one.key
-            if saved(stored):
-                yield self._recovered(stored)
-            elif stored.user_attrs.get("attempts", 0) >= _ATTEMPTS:
-                yield self._kept(one, self._record(one, _given_up(stored)))
-            elif key in self.known:
-                told = self.study.get_trials(deepcopy=False)  # perhaps since this batch began
-                yield self._kept(one, _reused(one, load(told[self.known[key]])))
-            elif key in self.given:
-                yield self._kept(one, self._baseline(one, self.given[key]))
-            elif first.setdefault(key, one) is one:
+            if (record := self._settled(one, history[one.trial.number])) is not None:
+                yield record
+            elif first.setdefault(one.key, one) is one:
                 jobs.append(one)
         found: dict[str, Record] = {}
         for position, outcome in self.evaluators.score(
@@ -221,6 +252,19 @@ class _Search:
             key = one.key
             if key in found and first[key] is not one:
                 yield self._kept(one, _reused(one, found[key]))
+
+    def _settled(self, one: Asked, stored: FrozenTrial) -> Record | None:
+        """The record of a trial that needs no scoring; None if it does."""
+        if saved(stored):
+            return self._recovered(stored)
+        if stored.user_attrs.get("attempts", 0) >= _ATTEMPTS:
+            return self._kept(one, self._record(one, _given_up(stored)))
+        if one.key in self.known:
+            told = self.study.get_trials(deepcopy=False)  # perhaps since this batch began
+            return self._kept(one, _reused(one, load(told[self.known[one.key]])))
+        if one.key in self.given:
+            return self._kept(one, self._baseline(one, self.given[one.key]))
+        return None
 
     def _begin(self, trial: optuna.Trial) -> bool:
         """Note that a candidate begins, unless none may any more."""
@@ -279,13 +323,14 @@ class _Search:
         save(one.trial, record)
         return record
 
-    def _tell(self, trial: optuna.Trial, record: Record) -> None:
+    def _tell(self, one: Asked, record: Record) -> None:
+        trial = one.trial
         if record.told is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, record.told)
             if record.stopped is None and record.scorecard is not None:
-                self.known.setdefault(record.key, record.number)
+                self.known.setdefault(one.key, record.number)
                 if not violation(record.missed):
                     self.leaders.add(record.number, record.told, record.scorecard)
         self.done += 1
@@ -337,12 +382,16 @@ def _score_baselines(
     found: dict[str, Outcome] = {}
     practice: Practice | None = None
     jobs = [Job(recipes[name], Role.SEARCH, measure=name != AVERAGE) for name in names]
-    for position, outcome in evaluators.score(jobs):
-        if outcome.scorecard is None:
-            raise NothingFound(f"'{names[position]}' itself can't be scored: {outcome.failure}")
-        found[names[position]] = outcome
-        if outcome.practice is not None:
-            practice = outcome.practice if practice is None else practice.joined(outcome.practice)
+    # The first one decides alone how requests are answered: two at a time might not agree.
+    for begun, part in ((0, jobs[:1]), (1, jobs[1:])):
+        for position, outcome in evaluators.score(part):
+            name = names[begun + position]
+            if outcome.scorecard is None:
+                raise NothingFound(f"'{name}' itself can't be scored: {outcome.failure}")
+            found[name] = outcome
+            if (way := outcome.practice) is not None:
+                practice = way if practice is None else practice.joined(way)
+        evaluators.learn(Reference({}, {}, practice))
     cards = {name: card for name in names if (card := found[name].scorecard)}
     norms = ranges([dict(found[name].norms or {}) for name in names if name != AVERAGE])
     return cards, norms, practice, {name: dict(found[name].figures) for name in names}
