@@ -29,9 +29,12 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig  # noqa: E402
 
 from evals.activations import Keys, find_layers  # noqa: E402
-from evals.harness import Harness, Settings, TaskRequest, open_tasks  # noqa: E402
+from evals.harness import Harness  # noqa: E402
 from evals.items import Counts, Role  # noqa: E402
+from evals.loading import TaskRequest  # noqa: E402
 from evals.resident import Resident  # noqa: E402
+from evals.settings import Settings  # noqa: E402
+from evals.tasks import open_tasks  # noqa: E402
 
 
 @dataclass(slots=True)
@@ -139,7 +142,7 @@ def _harness(case: Case, tasks: Path, resident: Resident, batch: int) -> Harness
         lambda _, text: mistakes.append(text),
     )
     assert not mistakes, mistakes
-    return Harness(resident, opened, (Role.SEARCH,), Settings(batch), 0)
+    return Harness(resident, opened, (Role.SEARCH,), Settings(batch_size=batch))
 
 
 def _ours(harness: Harness, keys: Keys | None = None) -> dict[str, list[Any]]:
