@@ -142,7 +142,7 @@ def _harness(case: Case, tasks: Path, resident: Resident, batch: int) -> Harness
         lambda _, text: mistakes.append(text),
     )
     assert not mistakes, mistakes
-    return Harness(resident, opened, (Role.SEARCH,), Settings(batch))
+    return Harness(resident, opened, (Role.SEARCH,), Settings(batch_size=batch))
 
 
 def _ours(harness: Harness, keys: Keys | None = None) -> dict[str, list[Any]]:
