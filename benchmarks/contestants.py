@@ -340,6 +340,11 @@ def ablations() -> Mapping[str, Contestant]:
         "half the search items": Protocol(share=0.5),
         "a quarter of the search items": Protocol(share=0.25),
         "no references": Protocol(references=False),
+        "sharp, half": Protocol("sharp", "sharp", share=0.5),
+        "half, right or wrong": Protocol("accuracy", "accuracy", share=0.5),
     }
-    every = [outcross("auto", kind, f"auto, {name}") for name, kind in kinds.items()]
+    words = ("auto", "tpe")
+    every = [
+        outcross(word, kind, f"{word}, {name}") for word in words for name, kind in kinds.items()
+    ]
     return {one.name: one for one in every}

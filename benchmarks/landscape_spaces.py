@@ -16,7 +16,7 @@ MODELS = ("base", *EXPERTS)
 LAYERS = 4
 _WEIGHT = {"range": [0.0, 1.5]}
 _GROUPS = {**_WEIGHT, "by": ["self_attn", "mlp", "*"], "knots": 1}
-_DEPTH = {**_WEIGHT, "by": ["self_attn", "mlp"], "knots": 2}
+_DEPTH = {**_GROUPS, "knots": 2}
 _DENSITY = {"range": [0.05, 1.0]}
 
 
@@ -77,11 +77,11 @@ SPACES = {
         ),
         Space(
             "depth",
-            _recipe("task_arithmetic", EXPERTS, {"weight": _DEPTH}),
+            _recipe("task_arithmetic", ("sort", "max"), {"weight": _DEPTH}),
             _ALL,
-            800,
+            1000,
             {},
-            "task arithmetic, three experts x (attention, MLP) x two knots over depth",
+            "task arithmetic, two experts x (attention, MLP, rest) x two knots over depth",
         ),
         Space(
             "dare",
