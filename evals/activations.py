@@ -42,16 +42,17 @@ class Activations:
 
     Args:
         model: A causal language model.
-        limit: Bytes that it may hold.
+        limit: Bytes that all stores for requests of one kind may hold.
+        share: What this one may hold of them.
 
     Attributes:
         usable: Whether the model has layers that can be left out.
     """
 
-    def __init__(self, model: Any, limit: int = LIMIT) -> None:
+    def __init__(self, model: Any, limit: int = LIMIT, *, share: float = 1.0) -> None:
         self._layers = find_layers(model)
         self.usable = len(self._layers) > 1
-        self._limit = limit
+        self._limit = int(share * limit)
         self._kept: dict[int, _Kept] = {}  # by depth: where it started, and where the next may
         self._last: tuple[Hashable, ...] | None = None
         self._start = self._keep = 0

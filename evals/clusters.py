@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,23 @@ _SHORTEST = 40  # characters; shorter texts repeat by chance
 def item_clusters(
     task: str, documents: Sequence[Mapping[str, Any]], field: str | None = None
 ) -> Clusters | None:
-    """The cluster of every item.
+    """The cluster of every item: equal keys of `cluster_keys` as equal numbers.
+
+    Returns:
+        Cluster numbers `(items,)`, or None if no two items belong together.
+    """
+    keys = cluster_keys(task, documents, field)
+    if keys is None:
+        return None
+    # Each loner has a number of its own.
+    names = [f"{at}" if key is None else f"={key}" for at, key in enumerate(keys)]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def cluster_keys(
+    task: str, documents: Sequence[Mapping[str, Any]], field: str | None = None
+) -> tuple[str | None, ...] | None:
+    """What each item shares with others.
 
     Args:
         task: Name for errors.
@@ -26,39 +43,50 @@ def item_clusters(
         field: The field whose equal values make a cluster; None looks for a shared passage.
 
     Returns:
-        Cluster numbers `(items,)`, or None if no two items belong together.
+        The cluster of each item by a hash of its content, with the task's name in it unless the
+        content is a text so long that it means the same in every task; None for an item that
+        stands alone. None as a whole if no two items belong together.
 
     Raises:
         EvaluationError: If a document lacks the field, or all documents have the same value there.
     """
     if field is None:
-        found = (_numbered([_passage(doc.get(name)) for doc in documents]) for name in _SHARED)
-        return next((clusters for clusters in found if clusters is not None), None)
+        found = (_shared([_passage(doc.get(name)) for doc in documents]) for name in _SHARED)
+        return next((keys for keys in found if keys is not None), None)
     for document in documents:
         if field not in document:
             raise EvaluationError(
                 f"task '{task}': its documents have no field '{field}' to cluster items by; they "
                 f"have {', '.join(map(str, document))}"
             )
-    values = [json.dumps(doc[field], sort_keys=True, default=str) for doc in documents]
-    if len(documents) > 1 and len(set(values)) == 1:
+    texts = [json.dumps(doc[field], sort_keys=True, default=str) for doc in documents]
+    if len(documents) > 1 and len(set(texts)) == 1:
         raise EvaluationError(
             f"task '{task}': all items have the same '{field}', so they would be a single cluster; "
             "name a field that tells clusters apart"
         )
-    return _numbered(cast("list[str | None]", values))
+    return _shared(
+        [
+            _passage(document[field]) or _hash(f"{task}/{text}")
+            for document, text in zip(documents, texts, strict=True)
+        ]
+    )
 
 
 def _passage(value: object) -> str | None:
     """A long text's hash; None for anything else."""
     if not isinstance(value, str) or len(value) < _SHORTEST:
         return None
-    return hashlib.sha256(" ".join(value.split()).encode()).hexdigest()
+    return _hash(" ".join(value.split()))
 
 
-def _numbered(values: Sequence[str | None]) -> Clusters | None:
-    """Equal values get one number, None a number of its own; None if nothing is shared."""
-    keys = [f"item {at}" if value is None else f"={value}" for at, value in enumerate(values)]
-    known, numbers = np.unique(keys, return_inverse=True)
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shared(keys: Sequence[str | None]) -> tuple[str | None, ...] | None:
+    """The keys, if some items have the same one and not all do."""
+    counts = Counter(key for key in keys if key is not None)
     # One value for all is a constant of the task, an instruction for one, and no passage.
-    return None if len(known) in (1, len(keys)) else numbers.astype(np.int64)
+    several = any(count > 1 for count in counts.values())
+    return tuple(keys) if several and max(counts.values()) < len(keys) else None

@@ -2,7 +2,8 @@
 
 Rights and wrongs take a bit each; numbers 16 bits, as steps between their least and their largest,
 so nothing is off by more than 1/131,070 of that range; whole numbers in a range of 65,535 stay
-exact. What is short or holds no numbers of these kinds stays a list, to seven digits.
+exact. Of counts that go with one another the differences are kept. What is short or holds no
+numbers of these kinds stays a list, to seven digits.
 """
 
 import base64
@@ -40,16 +41,14 @@ def pack(values: Sequence[Value]) -> Packed | dict[str, Packed]:
     lengths = {len(value) if isinstance(value, tuple) else 0 for value in values}
     if len(lengths) > 1:
         return [_rounded(value) for value in values]
-    columns = zip(*cast("Sequence[tuple[float, ...]]", values), strict=True)
-    return {str(number): _pack_numbers(column) for number, column in enumerate(columns)}
+    return _pack_columns(np.array(values, dtype=np.float64).T)
 
 
 def unpack(packed: Packed | dict[str, Packed]) -> tuple[Value, ...]:
     """The inverse of `pack`."""
     match packed:
         case dict():
-            columns = [unpack(column) for column in packed.values()]
-            return tuple(zip(*cast("list[tuple[float, ...]]", columns), strict=True))
+            return tuple(zip(*_unpack_columns(packed), strict=True))
         case str() if packed.startswith("bits:"):
             return _unpack_bits(packed)
         case str():
@@ -69,7 +68,34 @@ def _unpack_bits(text: str) -> tuple[float, ...]:
     return tuple(float(bit) for bit in bits)
 
 
-def _pack_numbers(values: Sequence[float]) -> Packed:
+def _pack_columns(columns: Array) -> dict[str, Packed]:
+    """Counts go with one another: a column may be kept as what it has more than an earlier one.
+
+    Its name then says so: `3-1` is the third less the first.
+    """
+    whole = (np.isfinite(columns) & (columns == np.round(columns))).all(axis=1)
+    packed: dict[str, Packed] = {}
+    for number, column in enumerate(columns):
+        kept = {str(number): column}
+        for at in range(number):
+            less = column - columns[at] if whole[at] and whole[number] else column
+            if np.ptp(less) < np.ptp(column):
+                kept[f"{number}-{at}"] = less
+        name = min(kept, key=lambda name: float(kept[name].std()))
+        packed[name] = _pack_numbers(kept[name])
+    return packed
+
+
+def _unpack_columns(packed: dict[str, Packed]) -> list[list[float]]:
+    columns: list[Array] = []
+    for name, column in packed.items():
+        _, _, earlier = name.partition("-")
+        more = columns[int(earlier)] if earlier else 0.0
+        columns.append(np.array(unpack(column)) + more)
+    return [column.tolist() for column in columns]
+
+
+def _pack_numbers(values: Sequence[float] | Array) -> Packed:
     given: Array = np.array(values, dtype=np.float64)
     low, high = float(given.min()), float(given.max())
     spread = high - low

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.harness import Benchmark
-from evals.objective import item_scores
+from evals.objective import item_scores, reading, unchanged
 from evals.power import items_to_tell
 from evals.resampling import Clusters
-from evals.scorecard import Scorecard
+from evals.scorecard import Scorecard, Value
 from evals.statistics import LEVEL, Gain, holm, paired_gains
 
 BETTER, WORSE, EQUIVALENT, TOO_FEW = "better", "worse", "equivalent", "not enough items"
@@ -77,13 +77,18 @@ def compare(
             accuracy.
         rivals: References that a candidate's probability of being best is about; None: all.
     """
-    scores = {name: item_scores(card, benchmarks) for name, card in cards.items()}
+    readings = [reading(benchmark) for benchmark in benchmarks]
+    scores = {name: item_scores(card, readings) for name, card in cards.items()}
     differences = [
         np.column_stack([scores[ours][at] - scores[theirs][at] for ours, theirs in pairs])
         for at in range(len(benchmarks))
     ]
+    moved = [
+        np.column_stack([~unchanged(one, cards[ours], cards[theirs]) for ours, theirs in pairs])
+        for one in readings
+    ]
     weights = [benchmark.weight for benchmark in benchmarks]
-    gains = paired_gains(differences, weights, clusters)
+    gains = paired_gains(differences, weights, clusters, moved=moved)
     by_task = [
         (ours, theirs, benchmark.name, gain)
         for benchmark, found in zip(benchmarks, gains.tasks, strict=True)
@@ -112,14 +117,17 @@ def verdict(gain: Gain, p: float, margin: float) -> str:
 
 
 def in_points(cards: Iterable[Scorecard], task: str | None = None) -> bool:
-    """Whether scores lie between 0 and 1, so that a hundredth is a point."""
+    """Whether scores lie between 0 and 1 or are percentages, so that a hundredth is a point."""
     return all(
-        isinstance(value, float | int) and 0 <= value <= 1
+        score.unit != 1 or _are_shares(card.items[score.task][score.metric])
         for card in cards
         for score in card.scores
         if task in (None, score.task)
-        for value in card.items[score.task][score.metric]
     )
+
+
+def _are_shares(values: Iterable[Value]) -> bool:
+    return all(isinstance(value, float | int) and 0 <= value <= 1 for value in values)
 
 
 def _judged(

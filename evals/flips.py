@@ -6,7 +6,7 @@ from typing import Any
 
 from evals.harness import Benchmark, Item
 from evals.items import Role
-from evals.objective import item_scores
+from evals.objective import item_scores, reading, unchanged
 from evals.scorecard import Scorecard
 
 _LENGTH = 100
@@ -33,13 +33,15 @@ def flips(
     candidate: Scorecard, reference: Scorecard, benchmarks: Sequence[Benchmark], role: Role
 ) -> tuple[Flip, ...]:
     """Every item that the candidate fixes or breaks, the largest changes of a benchmark first."""
-    ours, theirs = item_scores(candidate, benchmarks), item_scores(reference, benchmarks)
+    readings = [reading(benchmark) for benchmark in benchmarks]
+    ours, theirs = item_scores(candidate, readings), item_scores(reference, readings)
     found: list[Flip] = []
-    for benchmark, first, second in zip(benchmarks, ours, theirs, strict=True):
+    for benchmark, one, first, second in zip(benchmarks, readings, ours, theirs, strict=True):
         items = benchmark.items[role]
+        moved = (first - second) * ~unchanged(one, candidate, reference)
         changes = [
             Flip(benchmark.name, at, item_text(items[at]), float(change))
-            for at, change in enumerate(first - second)
+            for at, change in enumerate(moved)
             if change
         ]
         found += sorted(changes, key=lambda flip: (-abs(flip.change), flip.place))

@@ -64,6 +64,22 @@ def ranges(norms: Iterable[Mapping[str, float]]) -> dict[str, Range]:
     return found
 
 
+def disproportion(
+    norms: Mapping[str, float], known: Mapping[str, Range], whose: str = "parent"
+) -> str | None:
+    """The first tensor whose norm is out of all proportion, or None.
+
+    Args:
+        norms: By tensor.
+        known: What is normal, by tensor; a tensor that isn't there is not judged.
+        whose: What the models are called that were measured.
+    """
+    found = (
+        _beyond(name, value, known[name], whose) for name, value in norms.items() if name in known
+    )
+    return next((reason for reason in found if reason), None)
+
+
 def disagreement(model: Any, tokenizer: Any) -> str | None:
     """Where configuration, tensors and tokenizer disagree about the vocabulary, or None.
 
@@ -94,15 +110,16 @@ def _judge(name: str, tensor: torch.Tensor, parents: Mapping[str, Range]) -> str
         broken = not torch.isfinite(tensor).all()
         return f"tensor '{name}' " + ("holds NaN or infinity" if broken else "has no finite norm")
     known = parents.get(name)
-    if known is None:
-        return None
+    return None if known is None else _beyond(name, value, known, "parent")
+
+
+def _beyond(name: str, value: float, known: Range, whose: str) -> str | None:
     if value > _EXPLODED * known.high > 0:
         told = f"tensor '{name}' exploded: its norm is {value:.3g}"
-        return f"{told}, of no parent above {known.high:.3g}"
+        return f"{told}, of no {whose} above {known.high:.3g}"
     if value < _VANISHED * known.low:
-        return (
-            f"tensor '{name}' vanished: its norm is {value:.3g}, of no parent below {known.low:.3g}"
-        )
+        told = f"tensor '{name}' vanished: its norm is {value:.3g}"
+        return f"{told}, of no {whose} below {known.low:.3g}"
     return None
 
 

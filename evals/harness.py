@@ -7,25 +7,27 @@ filters and metrics are lm-eval's own.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import aggregate_subtask_metrics
+from lm_eval.api.metrics import aggregate_subtask_metrics, mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from evals.activations import Keys, used_after
-from evals.answering import Answering, Asked
+from evals.answering import Answering, Asked, Part
 from evals.errors import EvaluationError
+from evals.figures import FIGURES, figure_name, keep, whole
 from evals.guards import disagreement
 from evals.items import Role
 from evals.prefixes import Window
 from evals.prompts import Requests, build_requests
+from evals.racing import rung_ends
 from evals.resident import Resident
 from evals.scorecard import Score, Scorecard, Value, mean_score
 from evals.settings import Settings
@@ -81,14 +83,22 @@ class Benchmark:
     by_size: bool = True
 
     def aggregate(self, values: Sequence[Value]) -> float:
-        """The metric's own way from per-item values of one task to one figure."""
-        return float(self.aggregations[self.metric.split(",")[0]](list(values)))
+        """The metric's own way from what is kept of one task's items to one figure."""
+        return whole(self.aggregations[self.metric.split(",")[0]], values)
 
     @property
-    def aggregations(self) -> Mapping[str, Callable[[list[Value]], float]]:
-        """The way of each metric that the task has, by lm-eval's name."""
+    def aggregations(self) -> Mapping[str, Callable[[list[Any]], float]]:
+        """lm-eval's aggregation of each metric that the task has, by lm-eval's name."""
         task = self._task
-        return {self.metric.split(",")[0]: self.aggregate} if task is None else task.aggregation()
+        return {self.metric.split(",")[0]: mean} if task is None else task.aggregation()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every metric of the task under each of its filters, as a scorecard calls them."""
+        task = self._task
+        names = [ensemble.name for ensemble in task._filters] if task else []
+        every = [f"{metric},{name}" for metric in self.aggregations for name in names]
+        return tuple(dict.fromkeys((self.metric, *every)))
 
     def better(self, metric: str) -> bool:
         """Whether a higher figure of a metric is better by the task's own word."""
@@ -100,9 +110,14 @@ class Benchmark:
         return next((items[0].task for items in self.items.values() if items), None)
 
     def figure(self, values: Sequence[Value], role: Role) -> float:
-        """The benchmark's figure as lm-eval gives it: of its tasks, then of the group."""
+        """The benchmark's figure as lm-eval gives it: of its tasks, then of the group.
+
+        Args:
+            values: Of all the role's items, or of the first.
+            role: Whose items they are.
+        """
         parts: dict[int, list[Value]] = {}
-        for item, value in zip(self.items[role], values, strict=True):
+        for item, value in zip(self.items[role][: len(values)], values, strict=True):
             parts.setdefault(item.subtask, []).append(value)
         figures = [self.aggregate(part) for part in parts.values()]
         if len(figures) == 1:
@@ -131,6 +146,8 @@ class Harness:
         tasks: The study's opened benchmarks.
         roles: Which items to make ready; a search never gets the holdout's.
         settings: How to score.
+        rungs: Shares of the search items after which a caller may look; each rung has batches of
+            its own, the same for every candidate. Other roles' items are scored in one go.
 
     Raises:
         EvaluationError: If a prompt can't be made, or model and tokenizer don't fit each other.
@@ -142,8 +159,10 @@ class Harness:
         tasks: Sequence[OpenTask],
         roles: Sequence[Role],
         settings: Settings,
+        rungs: Sequence[float] = (1.0,),
     ) -> None:
         self.settings = settings
+        self._shares = tuple(rungs)
         if reason := disagreement(resident.model, resident.tokenizer):
             raise EvaluationError(reason)
         self.lm = _language_model(resident, settings)
@@ -163,7 +182,6 @@ class Harness:
         first = next(iter(self.benchmarks[0].items.values()))[0].requests[0]
         return self.lm.tok_encode(first.args[0])[:32] or [self.lm.prefix_token_id]
 
-    @torch.inference_mode()
     def score(self, role: Role, layers: Keys | None = None) -> Scorecard:
         """Score the model as it is now on the items of one role.
 
@@ -177,17 +195,81 @@ class Harness:
         Raises:
             EvaluationError: If the harness was built without that role's items.
         """
+        *_, card = self.score_rungs(role, layers)
+        return card
+
+    def score_rungs(self, role: Role, layers: Keys | None = None) -> Iterator[Scorecard]:
+        """Score rung by rung; a caller that has seen enough takes no further card.
+
+        Args:
+            role: Which items.
+            layers: As in `score`.
+
+        Returns:
+            A scorecard of the items so far after each rung. The last is that of `score`, to the
+            bit: that runs the same batches.
+
+        Raises:
+            EvaluationError: If the harness was built without that role's items.
+        """
         if any(role not in benchmark.items for benchmark in self.benchmarks):
             raise EvaluationError(f"the {role} items are sealed: this process was built without")
-        start = time.perf_counter()
-        torch.manual_seed(self.settings.torch_seed)  # sampled generations: common random numbers
-        chosen = {benchmark.name: benchmark.items[role] for benchmark in self.benchmarks}
-        _answer(self.answering, [item for items in chosen.values() for item in items], layers)
-        results = {b.name: _results(b, chosen[b.name]) for b in self.benchmarks}
-        scores = tuple(_score(b, role, results[b.name]) for b in self.benchmarks)
-        found = {name: symptoms(self.lm, items) for name, items in chosen.items()}
+        return self._score_rungs(role, layers)
+
+    def rungs(self, role: Role) -> tuple[tuple[int, ...], ...]:
+        """How many items of each benchmark have been scored after each rung, `(benchmarks,)` each.
+
+        They are the first in the ledger's order, so each rung holds those before it.
+        """
+        counts = [len(benchmark.items[role]) for benchmark in self.benchmarks]
+        return rung_ends(counts, self._shares if role is Role.SEARCH else (1.0,))
+
+    def _score_rungs(self, role: Role, layers: Keys | None) -> Iterator[Scorecard]:
+        results: list[dict[str, list[Value]]] = [{} for _ in self.benchmarks]
+        seconds, starts = 0.0, (0,) * len(self.benchmarks)
+        for ends in self.rungs(role):
+            begun = time.perf_counter()
+            every = [benchmark.items[role] for benchmark in self.benchmarks]
+            fresh = [items[a:b] for items, a, b in zip(every, starts, ends, strict=True)]
+            self._answer([item for items in fresh for item in items], role, layers)
+            for known, benchmark, items in zip(results, self.benchmarks, fresh, strict=True):
+                for key, values in _results(benchmark, items).items():
+                    known.setdefault(key, []).extend(values)
+            seen = [items[:end] for items, end in zip(every, ends, strict=True)]
+            card = self._card(role, seen, results)
+            seconds += time.perf_counter() - begun
+            yield replace(card, seconds=seconds)
+            starts = ends
+
+    def _card(
+        self, role: Role, seen: Sequence[Sequence[Item]], results: Sequence[dict[str, list[Value]]]
+    ) -> Scorecard:
+        known = {
+            benchmark.name: {key: list(values) for key, values in found.items()}
+            for benchmark, found in zip(self.benchmarks, results, strict=True)
+        }
+        pairs = zip(self.benchmarks, seen, strict=True)
+        scores = tuple(_score(b, role, known[b.name], len(items)) for b, items in pairs)
+        pairs = zip(self.benchmarks, seen, strict=True)
+        found = {benchmark.name: symptoms(self.lm, items) for benchmark, items in pairs}
         told = {name: rates for name, rates in found.items() if rates}
-        return Scorecard(scores, results, time.perf_counter() - start, role, told)
+        return Scorecard(scores, known, 0.0, role, told)
+
+    @torch.inference_mode()
+    def _answer(self, items: Sequence[Item], role: Role, layers: Keys | None) -> None:
+        """Run every request, each kind in one go, and put the responses into it."""
+        torch.manual_seed(self.settings.torch_seed)  # sampled generations: common random numbers
+        share = len(items) / sum(len(benchmark.items[role]) for benchmark in self.benchmarks)
+        kinds: dict[str, list[Asked]] = {}
+        for item in items:
+            for request, windows in zip(item.requests, item.windows, strict=True):
+                request.resps, request.filtered_resps = [], {}
+                copies = [(request, windows)] * (request.repeats or 1)
+                kinds.setdefault(request.request_type, []).extend(copies)
+        for kind, asked in kinds.items():
+            responses = self.answering.respond(kind, asked, layers, Part(role, share))
+            for (request, _), response in zip(asked, responses, strict=True):
+                request.resps.append(response)
 
 
 def _language_model(resident: Resident, settings: Settings) -> Any:
@@ -287,20 +369,6 @@ def _pair(lm: Any, context: str, continuation: str) -> Window:
     return [lm.prefix_token_id], ids
 
 
-def _answer(answering: Answering, items: Iterable[Item], layers: Keys | None) -> None:
-    """Run every request, each kind in one go, and put the responses into it."""
-    kinds: dict[str, list[Asked]] = {}
-    for item in items:
-        for request, windows in zip(item.requests, item.windows, strict=True):
-            request.resps, request.filtered_resps = [], {}
-            copies = [(request, windows)] * (request.repeats or 1)
-            kinds.setdefault(request.request_type, []).extend(copies)
-    for kind, asked in kinds.items():
-        responses = answering.respond(kind, asked, layers)
-        for (request, _), response in zip(asked, responses, strict=True):
-            request.resps.append(response)
-
-
 def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Value]]:
     """Filter the responses and have each task judge its items: metric key → values.
 
@@ -310,40 +378,45 @@ def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Valu
         task._instances = [r for item in items if item.task is task for r in item.requests]
         task.apply_filters()
         task._instances = None
-    values: dict[str, list[Value]] = {}
+    found: dict[str, list[tuple[Item, Any]]] = {}
+    signals: list[Value] = []
     metric, signal = benchmark.metric.split(",")[0], benchmark.signal
     for item in items:
         for name in item.requests[0].filtered_resps:
             responses = [request.filtered_resps[name] for request in item.requests]
             for key, value in item.task.process_results(item.document, responses).items():
-                if (plain := _plain(value)) is not None:
-                    values.setdefault(f"{key},{name}", []).append(plain)
+                found.setdefault(f"{key},{name}", []).append((item, value))
         if signal is not None:
             answers = [request.resps[0] for request in item.requests]
             graded = signal_of(signal, metric, item.task, item.document, answers)
-            values.setdefault(signal, []).append(graded)
-    return values
+            signals.append(graded)
+    values = {key: _kept(key.split(",")[0], results) for key, results in found.items()}
+    if signal is not None:
+        values[signal] = signals
+    return {key: kept for key, kept in values.items() if kept}
 
 
-def _plain(value: Any) -> Value | None:
-    """A metric's per-item result as numbers, or None for those that keep texts."""
-    if isinstance(value, tuple | list):
-        parts = [_plain(part) for part in value]
-        flat = tuple(part for part in parts if isinstance(part, float))
-        return flat if len(flat) == len(parts) else None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _kept(metric: str, results: Sequence[tuple[Item, Any]]) -> list[Value]:
+    """What is kept of each item's result, task by task; an item without a number is left out."""
+    kept: list[Value | None] = [None] * len(results)
+    for number in dict.fromkeys(item.subtask for item, _ in results):
+        places = [at for at, (item, _) in enumerate(results) if item.subtask == number]
+        aggregate = results[places[0]][0].task.aggregation().get(metric)
+        values = keep(aggregate, [results[at][1] for at in places])
+        for at, value in zip(places, values, strict=True):
+            kept[at] = value
+    return [value for value in kept if value is not None]
 
 
-def _score(benchmark: Benchmark, role: Role, results: dict[str, list[Value]]) -> Score:
-    values, count = results.get(benchmark.metric, []), len(benchmark.items[role])
+def _score(benchmark: Benchmark, role: Role, results: dict[str, list[Value]], count: int) -> Score:
+    values = results.get(benchmark.metric, [])
     if len(values) < count:
         reason = f"{count - len(values)} of {count} items gave no number for {benchmark.metric}"
         return Score(benchmark.name, benchmark.metric, None, None, count, reason)
     found = mean_score(
         benchmark.name, benchmark.metric, values, lambda given: benchmark.figure(given, role)
     )
+    figure = figure_name(benchmark.aggregations[benchmark.metric.split(",")[0]])
     # The plain standard error is of a mean over items, which an equal vote of tasks is not.
-    return found if benchmark.by_size else replace(found, stderr=None)
+    error = found.stderr if benchmark.by_size else None
+    return replace(found, stderr=error, unit=FIGURES[figure].unit if figure else 1.0)

@@ -39,12 +39,15 @@ class Document:
         likeness: Its `likeness`: the same for documents that differ in nothing that counts.
         stratum: What it is dealt evenly by: its subtask and, where there are few, its right answer.
         task: Its subtask: the same text under two subtasks of a group is two items of one role.
+        cluster: What it shares with other documents, a passage for one, which then all get one
+            role or none; empty for a document that stands alone.
     """
 
     content: str
     likeness: str
     stratum: str = ""
     task: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,14 @@ class Split:
         duplicates: How many documents repeat an earlier one of their task and are left out.
         examples: How many are left out because they are among the few-shot examples.
         elsewhere: How many are kept out of a role because the same text has another one.
+        apart: How many are kept out because an item of their cluster has another role.
     """
 
     roles: Mapping[Role, tuple[int, ...]]
     duplicates: int
     examples: int = 0
     elsewhere: int = 0
+    apart: int = 0
 
 
 def content_hash(document: Mapping[str, Any]) -> str:
@@ -101,34 +106,47 @@ def split(
     documents of a task count once. Like documents of several tasks get one role or none, in this
     benchmark and, through `taken`, in all of a study.
 
+    So do documents of one cluster. Holdout and select take whole clusters, in an order by hash of
+    the cluster; the last one only as far as it is needed, and the rest of it gets no role. Search
+    takes items one by one of what is left, since many clusters tell more than a few whole ones. A
+    cluster goes by the stratum that most of its items have, and strata take turns by their items.
+    Where each stratum is one cluster (a subject that is both), that leaves a random order of
+    clusters.
+
     Args:
         task: Name for errors.
         documents: In the order of the file.
         counts: How many of each.
         seed: Of the order.
         examples: Likenesses of few-shot examples, which get no role.
-        taken: The role of each likeness that has one already; what is dealt here is added.
+        taken: The role of each likeness and cluster that has one already; what is dealt here is
+            added.
 
     Raises:
-        EvaluationError: If there are too few items.
+        EvaluationError: If there are too few items or clusters.
     """
     taken = {} if taken is None else taken
     shown = set(examples)
     places = _first_places(documents)
     free = [at for at in places if documents[at].likeness not in shown]
-    order = _mixed(documents, free, seed)
+    wholes = _mixed(documents, _clusters(documents, free, seed), seed)
+    singly = _mixed(documents, [(at,) for at in free], seed)
     wanted = {Role.HOLDOUT: counts.holdout, Role.SELECT: counts.select, Role.SEARCH: counts.search}
     roles: dict[Role, tuple[int, ...]] = {}
+    left = set(free)
     for role, count in wanted.items():
+        order = [at for at in (singly if role is Role.SEARCH else wholes) if at in left]
         roles[role] = _deal(documents, order, role, count, taken)
-        gone = set(roles[role])
-        order = [at for at in order if at not in gone]
-    elsewhere = sum(documents[at].likeness in taken for at in order)
+        left.difference_update(roles[role])
+    elsewhere = sum(documents[at].likeness in taken for at in left)
+    apart = sum(_apart(documents[at], taken) for at in left)
     duplicates, hidden = len(documents) - len(places), len(places) - len(free)
+    dealt = Split({role: roles[role] for role in Role}, duplicates, hidden, elsewhere, apart)
     if any(len(roles[role]) < (1 if count is None else count) for role, count in wanted.items()):
-        raise EvaluationError(_too_few(task, counts, len(free), duplicates, hidden, elsewhere))
-    dealt = {role: roles[role] for role in Role}
-    return Split(dealt, duplicates, hidden, elsewhere)
+        raise EvaluationError(_too_few(task, [documents[at] for at in free], counts, dealt))
+    for role, places in roles.items():
+        _refuse_one_cluster(task, role, [documents[at] for at in places])
+    return dealt
 
 
 def _first_places(documents: Sequence[Document]) -> list[int]:
@@ -138,25 +156,66 @@ def _first_places(documents: Sequence[Document]) -> list[int]:
     return list(places.values())
 
 
-def _mixed(documents: Sequence[Document], places: Sequence[int], seed: int) -> list[int]:
-    """Positions in hash order, the strata taking turns in proportion to their sizes."""
+def _clusters(
+    documents: Sequence[Document], places: Sequence[int], seed: int
+) -> list[tuple[int, ...]]:
+    """The positions of each cluster, in hash order within it."""
+    found: dict[str | int, list[int]] = {}
+    for at in places:
+        found.setdefault(documents[at].cluster or at, []).append(at)
+    return [
+        tuple(sorted(part, key=lambda at: _key(documents[at], seed))) for part in found.values()
+    ]
 
-    def draw(text: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{text}".encode()).digest()
+
+def _mixed(documents: Sequence[Document], units: Sequence[tuple[int, ...]], seed: int) -> list[int]:
+    """Positions in hash order of their units, the strata taking turns in proportion to their sizes.
+
+    Args:
+        documents: All.
+        units: Positions that stay together: clusters, or single documents.
+        seed: Of the order.
+    """
+
+    def key(unit: tuple[int, ...]) -> tuple[bytes, str]:
+        first = documents[unit[0]]
+        return (_draw(_name(first), seed), first.content) if len(unit) > 1 else _key(first, seed)
 
     def shift(stratum: str) -> float:  # where a stratum's turns begin, so that small ones differ
-        return int.from_bytes(draw(stratum)[:6]) / 2**48
+        return int.from_bytes(_draw(stratum, seed)[:6]) / 2**48
 
-    sizes = Counter(documents[at].stratum for at in places)
+    ordered = sorted(units, key=key)
+    strata = [_stratum(documents, unit) for unit in ordered]
+    sizes: Counter[str] = Counter()
+    for unit, stratum in zip(ordered, strata, strict=True):
+        sizes[stratum] += len(unit)
     shifts = {stratum: shift(stratum) for stratum in sizes}
-    ordered = sorted(places, key=lambda at: (draw(documents[at].likeness), documents[at].content))
-    ranks: Counter[str] = Counter()
-    turns: dict[int, tuple[float, int]] = {}
-    for number, at in enumerate(ordered):
-        stratum = documents[at].stratum
-        turns[at] = ((ranks[stratum] + shifts[stratum]) / sizes[stratum], number)
-        ranks[stratum] += 1
-    return sorted(ordered, key=turns.__getitem__)
+    before: Counter[str] = Counter()
+    turns: list[tuple[float, int]] = []
+    for number, (unit, stratum) in enumerate(zip(ordered, strata, strict=True)):
+        # A stratum of one cluster has its turn at a random place, however large it is.
+        turn = (before[stratum] + shifts[stratum] * len(unit)) / sizes[stratum]
+        turns.append((turn, number))
+        before[stratum] += len(unit)
+    return [at for _, number in sorted(turns) for at in ordered[number]]
+
+
+def _stratum(documents: Sequence[Document], unit: tuple[int, ...]) -> str:
+    """What most of a unit's documents are dealt by; of equals the first by name."""
+    counts = Counter(documents[at].stratum for at in unit)
+    return min(counts, key=lambda stratum: (-counts[stratum], stratum))
+
+
+def _name(document: Document) -> str:
+    return document.cluster or document.likeness
+
+
+def _key(document: Document, seed: int) -> tuple[bytes, str]:
+    return _draw(document.likeness, seed), document.content
+
+
+def _draw(text: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{text}".encode()).digest()
 
 
 def _deal(
@@ -171,25 +230,46 @@ def _deal(
     for at in order:
         if len(chosen) == count:
             break
-        if taken.setdefault(documents[at].likeness, role) is role:
+        names = {documents[at].likeness, _name(documents[at])}
+        if all(taken.get(name, role) is role for name in names):
+            taken.update(dict.fromkeys(names, role))
             chosen.append(at)
     return tuple(chosen)
 
 
-def _too_few(
-    task: str, counts: Counts, free: int, duplicates: int, hidden: int, elsewhere: int
-) -> str:
+def _apart(document: Document, taken: Mapping[str, Role]) -> bool:
+    """Whether it is only for its cluster that a document has no role."""
+    return document.likeness not in taken and document.cluster in taken
+
+
+def _too_few(task: str, free: Sequence[Document], counts: Counts, dealt: Split) -> str:
     wanted = f"search {counts.search}, select {counts.select}, holdout {counts.holdout}"
     causes = {
-        "repeat others": duplicates,
-        "are few-shot examples": hidden,
-        "have another role in another task": elsewhere,
+        "repeat others": dealt.duplicates,
+        "are few-shot examples": dealt.examples,
+        "have another role in another task": dealt.elsewhere,
     }
     told = "; ".join(f"{number} more {why}" for why, number in causes.items() if number)
+    start = f"task '{task}': has {len(free)} different items{f' ({told})' if told else ''}"
+    if not any(document.cluster for document in free):
+        return f"{start}, too few for {wanted}; lower them under 'items'"
+    sizes = Counter(map(_name, free))
     return (
-        f"task '{task}': has {free} different items{f' ({told})' if told else ''}, too few for "
-        f"{wanted}; lower them under 'items'"
+        f"{start} in {len(sizes)} clusters, the largest of {max(sizes.values())}, too few for "
+        f"{wanted}, since a cluster has one role only ({dealt.apart} items are left over for it); "
+        "lower them under 'items', or name a field with smaller clusters as the objective's "
+        "'cluster'"
     )
+
+
+def _refuse_one_cluster(task: str, role: Role, dealt: Sequence[Document]) -> None:
+    """Nothing would tell how much clusters differ."""
+    if len(dealt) > 1 and dealt[0].cluster and len({d.cluster for d in dealt}) == 1:
+        raise EvaluationError(
+            f"task '{task}': all {len(dealt)} {role} items would be of one cluster, which says "
+            f"nothing of others; ask for more {role} items under 'items', so that a second cluster "
+            "is begun, or name a field with smaller clusters as the objective's 'cluster'"
+        )
 
 
 def _identifies(key: str) -> bool:

@@ -53,16 +53,22 @@ class LikelihoodScorer:
         windows: The requests' token ids.
         size: Sequences per forward pass.
         gate: What is known of the model's family already.
+        share: Of the memory for hidden states.
     """
 
     def __init__(
-        self, lm: Any, windows: Sequence[Window], size: BatchSize, gate: Gate | None = None
+        self,
+        lm: Any,
+        windows: Sequence[Window],
+        size: BatchSize,
+        gate: Gate | None = None,
+        share: float = 1.0,
     ) -> None:
         self._gate = gate or Gate()
         self._lm, self._windows, self._size = lm, windows, size
         self._groups = find_groups(windows, lm.max_length)
         self._longest = min(max((len(c) + len(a) for c, a in windows), default=1), lm.max_length)
-        self._activations = Activations(lm.model)
+        self._activations = Activations(lm.model, share=share)
         self._resumes: bool | None = None  # whether starting above the bottom was seen to be exact
         self._laid: tuple[int, tuple[Section, ...]] | None = None
         if (reason := refusal(lm, self._longest)) is not None:

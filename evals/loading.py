@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lm_eval.api.group import Group
+from lm_eval.api.metrics import bypass_agg
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, TaskIndex
@@ -19,8 +20,6 @@ from evals.errors import EvaluationError
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
-# lm-eval's aggregations of texts and vectors: figures of the whole set without values per item.
-_OF_THE_WHOLE = {"bleu", "chrf", "chrfpp", "ter", "brier_score", "bypass_agg"}
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -42,6 +41,7 @@ class TaskRequest:
         common_gen_kwargs: Those of the whole study, under these; a task that generates nothing
             has no use for them.
         signal: What the search looks at: `auto`, `metric` or one of `signals.SIGNALS`.
+        cluster: The field whose equal values make items belong together; None looks for a passage.
     """
 
     task: str
@@ -54,6 +54,7 @@ class TaskRequest:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     common_gen_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     signal: str = "auto"
+    cluster: str | None = None
     home: Path | None = None
 
 
@@ -74,6 +75,12 @@ def task_manager(
     if all(name in known for request in requests for name in _names(request)):
         return local
     return TaskManager(include_path=paths, include_defaults=True, metadata=given)
+
+
+def local_names(include: Sequence[Path]) -> frozenset[str]:
+    """Names of the tasks, groups and tags under some folders."""
+    paths: list[str | Path] = [str(path) for path in include]
+    return frozenset(TaskManager(include_path=paths, include_defaults=False).all_tasks)
 
 
 def load(manager: TaskManager, request: TaskRequest) -> tuple[Group | None, list[ConfigurableTask]]:
@@ -110,7 +117,7 @@ def metric_key(request: TaskRequest, group: Group | None, tasks: Sequence[Config
     """lm-eval's `metric,filter`; the first filter unless the study names one after a comma.
 
     Raises:
-        EvaluationError: If there is no such metric or filter, or it has no value per item.
+        EvaluationError: If there is no such metric or filter, or it measures nothing.
     """
     stated = (group.aggregate_metric_list or []) if group else []
     known = list(dict.fromkeys(name for task in tasks for name in task.aggregation()))
@@ -121,10 +128,10 @@ def metric_key(request: TaskRequest, group: Group | None, tasks: Sequence[Config
             f"task '{request.task}': has no metric '{metric}'; it has {', '.join(known)}"
         )
     task = next(task for task in tasks if metric in task.aggregation())
-    if (name := getattr(task.aggregation()[metric], "__name__", "")) in _OF_THE_WHOLE:
+    if task.aggregation()[metric] is bypass_agg:
         raise EvaluationError(
-            f"task '{request.task}': '{metric}' ({name}) is a figure of the whole set and has no "
-            f"value per item, which a paired comparison needs; choose another of {', '.join(known)}"
+            f"task '{request.task}': '{metric}' measures nothing, lm-eval gives 999 for it; choose "
+            f"another of {', '.join(known)}"
         )
     filters = [ensemble.name for ensemble in task._filters]
     own = next((m.filter_list for m in stated if m.metric == metric and m.filter_list), filters)

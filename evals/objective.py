@@ -5,23 +5,18 @@ option is), since right or wrong throws most of the evidence away; a claim is ma
 *metric*, since that is what people mean by its score. Without a signal the two are the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from lm_eval.api.metrics import f1_score, matthews_corrcoef  # pyright: ignore
 
+from evals.figures import falls, figure_name, shares
 from evals.harness import Benchmark
 from evals.scorecard import Scorecard, Value
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-# Figures of all pairs of right and given answers, which have no value per item.
-_OF_PAIRS: Mapping[str, Callable[[list[Any]], Any]] = {
-    "f1_score": cast("Any", f1_score),
-    "matthews_corrcoef": cast("Any", matthews_corrcoef),
-}
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +29,10 @@ class Reading:
         signal: What the search looks at; None for the metric.
         weight: What it counts in the objective.
         signs: For each result of a scorecard 1 if a higher one is better, else -1.
-        members: For each role the number of each item's task in a group whose tasks all count
-            alike; empty where every item does.
-        pairs: For results that are pairs of answers, the figure that is made of them.
+        members: For each role the number of each item's task in a group; empty for one task.
+        figures: For results that a figure of the whole set is made of, its name in
+            `figures.FIGURES`.
+        by_size: Whether a group's tasks count by their sizes, so that every item counts alike.
     """
 
     name: str
@@ -45,7 +41,8 @@ class Reading:
     weight: float
     signs: Mapping[str, float]
     members: Mapping[str, tuple[int, ...]]
-    pairs: Mapping[str, str]
+    figures: Mapping[str, str]
+    by_size: bool = True
 
 
 def objective(
@@ -71,7 +68,8 @@ def item_scores(
     The mean of a benchmark's scores is its figure: in a group whose tasks count alike whatever
     their size, each item counts by its task's share. A perplexity enters as the log-likelihood of
     its items, in nats per token, word or byte as the metric counts: a figure that can be averaged
-    and compared item by item.
+    and compared item by item. Of a figure of the whole set each item has its share, and a
+    percentage is counted as a fraction: 1 at most, as an accuracy.
 
     Args:
         card: Of one model.
@@ -81,87 +79,79 @@ def item_scores(
             same where a benchmark has no signal.
     """
     return [
-        _scores(card, one if isinstance(one, Reading) else reading(one, card), signal)
+        _scores(card, one if isinstance(one, Reading) else reading(one), signal)
         for one in benchmarks
     ]
 
 
-def reading(benchmark: Benchmark, card: Scorecard) -> Reading:
-    """How to read a benchmark's results, told once with any model's scorecard at hand.
+def unchanged(one: Reading, ours: Scorecard, theirs: Scorecard) -> Mask:
+    """Items that two models answer alike as far as the metric can tell, `(items,)`.
 
-    The direction of a metric is found by trying: a perplexity falls when its items'
-    log-likelihoods rise.
+    Their shares in a figure of the whole set may differ even so, because the figures do.
     """
-    results = card.items[benchmark.name]
-    aggregations = benchmark.aggregations
-    signs = {
-        key: _sign(benchmark, key, values)
-        for key, values in results.items()
-        if key.split(",")[0] in aggregations or key == benchmark.signal
-    }
-    names = {key: getattr(aggregations.get(key.split(",")[0]), "__name__", "") for key in signs}
+    pairs = zip(*(card.items[one.name][one.metric] for card in (ours, theirs)), strict=True)
+    return np.array([first == second for first, second in pairs])
+
+
+def reading(benchmark: Benchmark) -> Reading:
+    """How to read a benchmark's results: told once for a study, as it is the same for all models.
+
+    The direction of a figure is its metric's; what is kept of the items may go the other way, as
+    log-likelihoods do, which rise where a perplexity falls.
+    """
+    aggregations = {key: benchmark.aggregations[key.split(",")[0]] for key in benchmark.keys}
+    names = {key: figure_name(aggregate) for key, aggregate in aggregations.items()}
+    signs = {key: _sign(benchmark, key, falls(of)) for key, of in aggregations.items()}
+    if benchmark.signal is not None:
+        signs[benchmark.signal] = -1.0 if benchmark.turned else 1.0
+    members = {role.value: benchmark.members(role) for role in benchmark.items}
+    several = any(len(set(numbers)) > 1 for numbers in members.values())
     return Reading(
         benchmark.name,
         benchmark.metric,
         benchmark.signal,
         benchmark.weight,
         signs,
-        {} if benchmark.by_size else {r.value: benchmark.members(r) for r in benchmark.items},
-        {key: name for key, name in names.items() if name in _OF_PAIRS},
+        members if several else {},
+        {key: name for key, name in names.items() if name is not None},
+        benchmark.by_size,
     )
 
 
-def _sign(benchmark: Benchmark, key: str, values: Sequence[Value]) -> float:
-    """Whether a larger per-item value is better, as the study wants it."""
-    turn = -1.0 if benchmark.turned else 1.0
-    if key == benchmark.signal:
-        return turn
-    metric = key.split(",")[0]
-    better = benchmark.better(metric)
+def _sign(benchmark: Benchmark, key: str, falling: bool) -> float:
+    """Whether a larger value of an item is better, as the study wants it."""
+    rising = benchmark.better(key.split(",")[0]) != benchmark.turned
     if key == benchmark.metric:
-        better, turn = benchmark.higher_is_better, 1.0
-    aggregate = benchmark.aggregations[metric]
-    if getattr(aggregate, "__name__", "") in _OF_PAIRS:
-        return turn if better else -turn
-    raised = aggregate([_raised(v) for v in values]) > aggregate(list(values))
-    return turn if raised == better else -turn
+        rising = benchmark.higher_is_better
+    return 1.0 if rising != falling else -1.0
 
 
 def _scores(card: Scorecard, one: Reading, signal: bool) -> Array:
     key = one.signal if signal and one.signal is not None else one.metric
     values = card.items[one.name][key]
-    if key in one.pairs:
-        scores = _pseudo_values(one.pairs[key], cast("Sequence[tuple[float, ...]]", values))
+    members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(len(values)))
+    if key in one.figures:
+        scores = _shares_of_tasks(one.figures[key], values, members[: len(values)])
     else:
         scores = np.asarray([_per_unit(v) for v in values], dtype=np.float64)
-    members = one.members.get(card.role or "", ())
-    return scores * one.signs[key] * _shares(members, len(scores))
+    # Of a card of the first items only, each counts as it does among all.
+    weights = 1.0 if one.by_size else _task_shares(members)[: len(scores)]
+    return scores * one.signs[key] * weights
 
 
-def _shares(members: Sequence[int], count: int) -> Array:
+def _shares_of_tasks(figure: str, values: Sequence[Value], members: Array) -> Array:
+    """Each item's share in the figure of its own task, `(items,)`."""
+    scores = np.empty(len(values))
+    for number in np.unique(members):
+        places = np.flatnonzero(members == number)
+        scores[places] = shares(figure, [values[at] for at in places.tolist()])
+    return scores
+
+
+def _task_shares(members: Array) -> Array:
     """What each item counts, 1 on average: tasks alike, and alike within each."""
-    if not members:
-        return np.ones(count)
-    _, which, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
-    return count / (len(sizes) * sizes[which])
-
-
-def _pseudo_values(figure: str, pairs: Sequence[tuple[float, ...]]) -> Array:
-    """Each item's part in a figure of the whole set: n times the figure minus n - 1 times without.
-
-    Their mean is the figure, to the order of 1/n, and their spread its standard error (Tukey 1958).
-    """
-    aggregate, count = _OF_PAIRS[figure], len(pairs)
-    whole = aggregate(list(pairs))
-    known: dict[tuple[float, ...], float] = {}  # few different pairs, many items
-    for at, pair in enumerate(pairs):
-        if pair not in known:
-            known[pair] = aggregate([*pairs[:at], *pairs[at + 1 :]])
-    return np.array([count * whole - (count - 1) * known[pair] for pair in pairs])
-
-
-def _raised(value: Value) -> Value:
-    return (value[0] + 1e-3, *value[1:]) if isinstance(value, tuple) else value + 1e-3
+    _, which, sizes = np.unique(members, return_inverse=True, return_counts=True)
+    return len(members) / (len(sizes) * sizes[which])
 
 
 def _per_unit(value: Value) -> float:

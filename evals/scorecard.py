@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from evals.items import Role
 
 Value = float | tuple[float, ...]
-"""One item's result under one metric; a tuple where the metric aggregates pairs (perplexity)."""
+"""One item's result under one metric; a tuple where a figure is made of several sums (BLEU)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Score:
         stderr: Standard error over items, for metrics that are means.
         n: Number of items.
         unscored: Why `value` is None.
+        unit: What the figure counts as one: 100 for a percentage.
     """
 
     task: str
@@ -29,6 +30,7 @@ class Score:
     stderr: float | None
     n: int
     unscored: str | None = None
+    unit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ def paired_gains(
     weights: Sequence[float],
     clusters: Sequence[Clusters | None] | None = None,
     seed: int = 0,
+    moved: Sequence[np.ndarray[Any, np.dtype[np.bool_]]] | None = None,
 ) -> Gains:
     """Compare pairs of models item by item.
 
@@ -78,6 +79,7 @@ def paired_gains(
         clusters: For each benchmark the cluster of each item `(items,)`, or None where items are
             independent.
         seed: Of resampling and permutation.
+        moved: Which items count as fixed or broken, like `differences`; None: those that differ.
 
     Raises:
         EvaluationError: If a benchmark has fewer than two items or clusters.
@@ -87,13 +89,16 @@ def paired_gains(
     samples = [units(d, cluster) for d, cluster in zip(differences, given, strict=True)]
     generator = np.random.default_rng(seed)
     draws = [bootstrap(sample, RESAMPLES, generator) for sample in samples]
+    counted = [
+        d * m for d, m in zip(differences, moved or [np.ones(1)] * len(samples), strict=True)
+    ]
     together = cast("Array", np.tensordot(shares, np.stack(draws), axes=1))
     alone = np.ones(1)
     return Gains(
-        _gains(differences, samples, shares, together, generator),
+        _gains(counted, samples, shares, together, generator),
         tuple(
             _gains([d], [sample], alone, drawn, generator)
-            for d, sample, drawn in zip(differences, samples, draws, strict=True)
+            for d, sample, drawn in zip(counted, samples, draws, strict=True)
         ),
         together,
     )
@@ -113,14 +118,14 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _gains(
-    differences: Sequence[Array],
+    counted: Sequence[Array],
     samples: Sequence[Units],
     shares: Array,
     draws: Array,
     generator: np.random.Generator,
 ) -> tuple[Gain, ...]:
     """One gain for each pair, from its resamples `(draws, pairs)`."""
-    moved = np.concatenate(differences)
+    moved = np.concatenate(counted)
     found = zip(samples, shares, strict=True)
     terms = np.concatenate([sample.sums * share / sample.items for sample, share in found])
     spread = np.stack(

@@ -66,27 +66,35 @@ def loops(text: str) -> bool:
     return False
 
 
-def failing(card: Scorecard, worst: Mapping[str, Mapping[str, float]]) -> str | None:
+def failing(
+    card: Scorecard, worst: Mapping[str, Mapping[str, float]], whose: str = "parent"
+) -> str | None:
     """Why a model's generations are no answers, or None.
 
     Args:
         card: The candidate's.
         worst: The largest share of each symptom among the parents, by benchmark.
+        whose: What the models are called that the shares are of.
     """
     for name, rates in card.symptoms.items():
         for symptom, words in _WORDS.items():
             share, known = rates.get(symptom, 0.0), worst.get(name, {}).get(symptom, 0.0)
             if share > known + _BEYOND:
                 told = f"{name}: {share:.0%} of its texts {words}"
-                return f"{told}; of no parent's more than {known:.0%}"
+                return f"{told}; of no {whose}'s more than {known:.0%}"
     return None
 
 
-def flags(card: Scorecard, worst: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
-    """What to know before believing a score: how much of it depends on the generation limit."""
+def flags(
+    card: Scorecard, worst: Mapping[str, Mapping[str, float]], whose: str = "parent"
+) -> tuple[str, ...]:
+    """What to know before believing a score: how much of it depends on the generation limit.
+
+    Arguments as those of `failing`.
+    """
     return tuple(
         f"{name}: {share:.0%} of its texts end at the generation limit (at most {known:.0%} of a "
-        "parent's), so the score depends on it"
+        f"{whose}'s), so the score depends on it"
         for name, rates in card.symptoms.items()
         for share, known in [
             (rates.get("truncated", 0.0), worst.get(name, {}).get("truncated", 0.0))

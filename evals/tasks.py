@@ -3,18 +3,20 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from evals.clusters import cluster_keys
 from evals.errors import EvaluationError
 from evals.items import Counts, Document, Role, Split, content_hash, likeness, split
 from evals.loading import TaskRequest, by_size, load, metric_key, task_manager
 
 _FEW = 20  # right answers that are no more than this are kept in proportion
+_FEW_CLUSTERS = 20  # "few" begins at 20 to 50: Cameron and Miller 2015, section VI
 
 
 @dataclass(slots=True)
@@ -155,7 +157,7 @@ def _open_task(
     better = own if request.higher_is_better is None else request.higher_is_better
     subtasks = tuple(Subtask(task, _documents(task)) for task in kept)
     known = [_known(subtask) for subtask in subtasks]
-    flat = [document for documents in known for document in documents]
+    flat = _clustered(request, subtasks, [document for part in known for document in part])
     examples = {like for subtask in subtasks for like in _shown(subtask)}
     dealt = split(request.task, flat, counts, seed, examples=examples, taken=taken)
     opened = OpenTask(
@@ -170,7 +172,10 @@ def _open_task(
         by_size=by_size(group, base),
         signal=request.signal,
         split=dealt,
-        notes=tuple(_notes(request.task, dealt, tasks, subtasks, base)),
+        notes=(
+            *_notes(request.task, dealt, tasks, subtasks, base),
+            *_cluster_notes(request.task, dealt, flat),
+        ),
     )
     used = {flat[at].likeness for places in dealt.roles.values() for at in places}
     for subtask in subtasks:
@@ -196,6 +201,18 @@ def _known(subtask: Subtask) -> list[Document]:
         )
         for document, label in zip(subtask.documents, labels, strict=True)
     ]
+
+
+def _clustered(
+    request: TaskRequest, subtasks: Sequence[Subtask], documents: Sequence[Document]
+) -> list[Document]:
+    """The same with their clusters, which may reach over subtasks."""
+    contents = [document for subtask in subtasks for document in subtask.documents]
+    keys = cluster_keys(request.task, contents, request.cluster)
+    if keys is None:
+        return list(documents)
+    pairs = zip(documents, keys, strict=True)
+    return [replace(document, cluster=f"cluster {key}" if key else "") for document, key in pairs]
 
 
 def _labels(subtask: Subtask) -> list[str]:
@@ -272,6 +289,11 @@ def _notes(
             f"task '{name}': {dealt.elsewhere} documents have another role in another task, or "
             "under another of its subtasks, and keep it"
         )
+    if dealt.apart:
+        yield (
+            f"task '{name}': {dealt.apart} documents are left out because others of their cluster "
+            "have another role"
+        )
     if len(tasks) > len(subtasks):
         lost = [str(task.task_name) for task in tasks if metric not in task.aggregation()]
         yield f"task '{name}': has no {metric} for {', '.join(lost)}, which count for nothing"
@@ -280,4 +302,14 @@ def _notes(
         yield (
             f"task '{name}': takes its few-shot examples from the scored set; items are kept out "
             "of them, so prompts are not those of lm-eval"
+        )
+
+
+def _cluster_notes(name: str, dealt: Split, documents: Sequence[Document]) -> Iterator[str]:
+    held = [documents[place] for place in dealt.roles[Role.HOLDOUT]]
+    count = len({document.cluster or document.likeness for document in held})
+    if any(document.cluster for document in held) and count < _FEW_CLUSTERS:
+        yield (
+            f"task '{name}': its {len(held)} holdout items come from {count} clusters; with fewer "
+            f"than {_FEW_CLUSTERS} an interval is easily too narrow"
         )

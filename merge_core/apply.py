@@ -93,7 +93,7 @@ def apply_all(work: Sequence[tuple[MergePlan, Workbench]]) -> list[MergeStats]:
     start = time.perf_counter()
     jobs: list[tuple[MergeStep, torch.Tensor]] = []
     lent: list[tuple[MergeStep, Workbench, torch.Tensor]] = []
-    counts: list[tuple[int, int]] = []
+    made: list[tuple[Workbench, list[MergeStep], int]] = []
     for plan, bench in work:
         steps = [step for step in plan.steps if step.out in bench.slots]
         pending = [step for step in steps if bench.done.get(step.out) != step]
@@ -103,14 +103,14 @@ def apply_all(work: Sequence[tuple[MergePlan, Workbench]]) -> list[MergeStats]:
                 lent.append((step, bench, tensor))
             else:
                 jobs.append((step, bench.own(step.out)))
-        counts.append((len(pending), len(steps) - len(pending)))
+        made.append((bench, pending, len(steps) - len(pending)))
     run_steps(jobs, work[0][1].geometry)
     for step, bench, tensor in lent:
         bench.lend(step.out, tensor)
-    for plan, bench in work:
-        bench.done.update((step.out, step) for step in plan.steps if step.out in bench.slots)
+    for bench, pending, _ in made:
+        bench.done.update([(step.out, step) for step in pending])
     seconds = time.perf_counter() - start
-    return [MergeStats(seconds, written, kept) for written, kept in counts]
+    return [MergeStats(seconds, len(pending), kept) for _, pending, kept in made]
 
 
 def _lendable(step: MergeStep, bench: Workbench) -> torch.Tensor | None:

@@ -35,7 +35,7 @@ def fused_loops(device: str) -> bool:
 def address(tensor: torch.Tensor) -> tuple[int, int] | None:
     """Address and dtype code of a tensor that compiled loops can read, else None."""
     code = DTYPES.get(tensor.dtype)
-    if code is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if code is None or not tensor.is_cpu or not tensor.is_contiguous():
         return None
     return tensor.data_ptr(), code
 

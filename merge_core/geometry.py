@@ -98,10 +98,11 @@ class TensorGroup:
         """
         if kept <= 0:
             return Nothing()
-        first = self._cut(parent, skipped) if skipped > 0 else None
+        vector = _vector(self, parent)
+        first = self._cut(vector, skipped) if skipped > 0 else None
         if skipped > 0 and first is None:
             return Nothing()  # only zeros are left
-        last = self._cut(parent, skipped + kept)
+        last = self._cut(vector, skipped + kept)
         return None if first is None and last is None else Window(first, last)
 
     def random(self, parent: int, density: float) -> Selection:
@@ -195,10 +196,9 @@ class TensorGroup:
             return values
         return values - widen(self.geometry.tensor(self.base), self.dtype)
 
-    def _cut(self, parent: int, count: int) -> Cut | None:
-        vector = _Vector(self, parent)
-        magnitudes = self.once(("magnitudes", parent), lambda: measure(vector))
-        cuts = self.once(("cuts", parent), dict[int, Cut | None])
+    def _cut(self, vector: "_Vector", count: int) -> Cut | None:
+        magnitudes = self.once(("magnitudes", vector.parent), lambda: measure(vector))
+        cuts = self.once(("cuts", vector.parent), dict[int, Cut | None])
         return _kept_few(cuts, count, lambda: find_cut(vector, magnitudes, count))
 
     def stream(self, parent: int) -> Stream:
@@ -249,21 +249,21 @@ class _Vector:
 
     group: TensorGroup
     parent: int
-
-    @property
-    def numel(self) -> int:
-        return self.group.shape.numel()
+    numel: int
+    native: tuple[int, int, int, int] | None
 
     def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
         return self.group.pieces(self.parent)
 
-    def native(self) -> tuple[int, int, int, int] | None:
-        group = self.group
-        if group.dtype is not None or not native_loops():
-            return None
-        source = address(group.geometry.tensor(group.inputs[self.parent]))
+
+def _vector(group: TensorGroup, parent: int) -> _Vector:
+    tensor = group.geometry.tensor(group.inputs[parent])
+    native = None
+    if group.dtype is None and native_loops():
+        source = address(tensor)
         base = address(group.geometry.tensor(group.base)) if group.base else (0, 0)
-        return (base[0], base[1], source[0], source[1]) if base and source else None
+        native = (base[0], base[1], source[0], source[1]) if base and source else None
+    return _Vector(group, parent, tensor.numel(), native)
 
 
 def spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:

@@ -17,8 +17,9 @@ from merge_core.backends import native as loops
 from merge_core.combination import Cut
 
 BINS = 1 << 15
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 _MOST_BLOCKS = 256
+_GRID = (np.arange(BINS, dtype=np.uint32) << 16).view(np.float32)
 
 
 class TaskVector(Protocol):
@@ -33,6 +34,7 @@ class TaskVector(Protocol):
         """Position and float32 values of its pieces."""
         ...
 
+    @property
     def native(self) -> tuple[int, int, int, int] | None:
         """Address and dtype code of the base (0, 0 for none) and of the parent.
 
@@ -48,14 +50,15 @@ class Magnitudes:
     Attributes:
         bins: Numbers of the non-empty bins, largest first, `(filled,)`.
         counts: Elements in these bins or larger ones, `(filled,)`.
-        grid: Elements of each bin that lie on the grid, `(filled,)`.
-        ties: The same up to and including each block, `(blocks, filled)`; None without blocks.
+        between: Elements of each bin that don't lie on the grid, `(filled,)`.
+        ties: Elements of each bin that do, up to and including each block, uint32
+            `(blocks, filled)`; None without compiled loops.
         block: Elements of a block.
     """
 
     bins: np.ndarray
     counts: np.ndarray
-    grid: np.ndarray
+    between: np.ndarray
     ties: np.ndarray | None
     block: int
 
@@ -65,19 +68,15 @@ def measure(vector: TaskVector) -> Magnitudes:
     block = _BLOCK
     while -(-vector.numel // block) > _MOST_BLOCKS:
         block *= 2
-    native = vector.native()
+    native = vector.native
     counts, grid = (
         _count_tiled(vector) if native is None else _count_native(native, vector.numel, block)
     )
     bins = np.flatnonzero(counts)[::-1].copy()
     by_block = grid[:, bins]
-    return Magnitudes(
-        bins,
-        counts[bins].cumsum(),
-        by_block.sum(0, dtype=np.int64),
-        by_block.cumsum(0, dtype=np.uint32) if native else None,
-        block,
-    )
+    between = counts[bins] - by_block.sum(0, dtype=np.int64)
+    ties = by_block.cumsum(0, dtype=np.uint32) if native else None
+    return Magnitudes(bins, counts[bins].cumsum(), between, ties, block)
 
 
 def find_cut(vector: TaskVector, magnitudes: Magnitudes, count: int) -> Cut | None:
@@ -94,36 +93,30 @@ def find_cut(vector: TaskVector, magnitudes: Magnitudes, count: int) -> Cut | No
     if count <= 0:
         return Cut(float("inf"), 0)
     at = int(magnitudes.counts.searchsorted(count))
-    if at >= len(magnitudes.bins) or (magnitudes.bins[at] == 0 and _all_zero(magnitudes, at)):
+    if at >= len(magnitudes.bins):
         return None
-    number = int(magnitudes.bins[at])
-    above = int(magnitudes.counts[at - 1]) if at else 0
-    between = int(magnitudes.counts[at]) - above - int(magnitudes.grid[at])
-    rank = count - above
+    number = magnitudes.bins.item(at)
+    between = magnitudes.between.item(at)
+    rank = count - (magnitudes.counts.item(at - 1) if at else 0)
     if rank <= between:
-        return _between(vector, number, between, rank)
-    size = float(np.array([number << 16], np.uint32).view(np.float32)[0])
-    if size == 0.0:
+        return _between(vector, magnitudes, at, rank)
+    if number == 0:
         return None
+    size = _GRID.item(number)
     return Cut(size, _position(vector, magnitudes, at, size, rank - between) + 1)
-
-
-def _all_zero(magnitudes: Magnitudes, at: int) -> bool:
-    above = int(magnitudes.counts[at - 1]) if at else 0
-    return int(magnitudes.counts[at]) - above == int(magnitudes.grid[at])
 
 
 def _position(vector: TaskVector, magnitudes: Magnitudes, at: int, size: float, rank: int) -> int:
     """Position of the rank-th element of a grid value."""
-    native = vector.native()
+    native = vector.native
     if native is None or magnitudes.ties is None:
         return _position_tiled(vector, size, rank)
     seen = magnitudes.ties[:, at]
-    block = int(seen.searchsorted(rank))
-    left = rank - (int(seen[block - 1]) if block else 0)
+    block = int(seen.searchsorted(np.uint32(rank)))  # of another dtype it would copy the column
+    left = rank - (seen.item(block - 1) if block else 0)
     start = block * magnitudes.block
     stop = min(start + magnitudes.block, vector.numel)
-    return int(loops().find_tie(*native, start, stop, np.float32(size), left))
+    return loops().find_tie(*native, start, stop, size, left)
 
 
 def _position_tiled(vector: TaskVector, size: float, rank: int) -> int:
@@ -135,9 +128,10 @@ def _position_tiled(vector: TaskVector, size: float, rank: int) -> int:
     raise AssertionError("counted and not found")
 
 
-def _between(vector: TaskVector, number: int, count: int, rank: int) -> Cut:
+def _between(vector: TaskVector, magnitudes: Magnitudes, at: int, rank: int) -> Cut:
     """The cut among the elements of a bin that don't lie on the grid."""
-    native = vector.native()
+    number, count = magnitudes.bins.item(at), magnitudes.between.item(at)
+    native = vector.native
     if native is None:
         sizes, places = _off_grid_tiled(vector, number)
     else:

@@ -9,6 +9,7 @@ and its key in the configuration share say which belongs to which.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from merge_core.errors import CheckpointError
@@ -133,6 +134,7 @@ def find_layout(names: Iterable[str], config: Mapping[str, Any], where: str) -> 
     return _layout(pairs, depths)
 
 
+@lru_cache(maxsize=1024)
 def role(name: str) -> str:
     """Coarse role of a tensor outside the layers: `embedding`, `head` or `rest` (final norm)."""
     if any(part in name for part in _HEADS) or name.startswith("head."):

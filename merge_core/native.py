@@ -42,6 +42,7 @@ TILE = 1024
 """Elements of a tile: what a loop works on stays in the first-level cache."""
 
 _HALF_TILE = TILE // 2
+_SPAN = 256  # what is searched one by one where a rare element was seen
 _ROW = TILE + 48  # rows a power of two apart would fall on the same cache lines
 # Rows of the scratch memory; parents come after them.
 _SUM, _BASE, _NUMBERS, _MORE, _SHARE, _OUT, _PARENTS = range(7)
@@ -237,18 +238,22 @@ def off_grid(base, base_code, src, code, numel, number, sizes, places):
     """
     memory = np.empty(2 * _ROW, _F)
     found = 0
-    for start in range(0, numel, TILE):
-        n = min(TILE, numel - start)
+    low = _U(_U(number << 16) + _U(1))
+    short = base != 0 and base_code == BFLOAT16 and code == BFLOAT16
+    for start in range(0, numel, _SPAN):
+        n = min(_SPAN, numel - start)
+        if short and not _inside16(_bf16(base + 2 * start, n), _bf16(src + 2 * start, n), low):
+            continue
         delta = _delta(memory.ctypes.data, n, base, base_code, src, code, start)
-        bits = delta.view(_U)
-        if not _any_in(bits, _U(number)):
+        if not short and not _inside(delta, low):
             continue
         for i in range(n):
-            size = bits[i] & ~_SIGN
-            if size >> _U(16) == number and size & _U(0xFFFF) != _U(0):
+            if _in_bin(delta[i], low):
                 sizes[found] = abs(delta[i])
                 places[found] = start + i
                 found += 1
+        if found == sizes.size:
+            return
 
 
 @nb.njit(cache=True, **_COMPILED)
@@ -866,12 +871,25 @@ def _count16(base, x, size):
     return found
 
 
+@nb.njit(inline="always")
+def _in_bin(delta, low):
+    """Whether its size is one of the 65535 patterns from `low` on."""
+    return _U(_U(_F(delta).view(_U) & ~_SIGN) - low) < _U(0xFFFF)
+
+
 @nb.njit(**_COMPILED)
-def _any_in(bits, number):
-    found = False
-    for i in range(bits.size):
-        size = bits[i] & _U(0x7FFFFFFF)
-        found |= (size >> _U(16) == number) & (size & _U(0xFFFF) != _U(0))
+def _inside(delta, low):
+    found = _U(0)
+    for i in range(delta.size):
+        found += _U(1) if _in_bin(delta[i], low) else _U(0)
+    return found
+
+
+@nb.njit(**_COMPILED)
+def _inside16(base, x, low):
+    found = _U(0)
+    for i in range(base.size):
+        found += _U(1) if _in_bin(_f32(x[i]) - _f32(base[i]), low) else _U(0)
     return found
 
 

@@ -8,7 +8,7 @@ of plans that differ in numbers only.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,8 +22,7 @@ from merge_core.slices import merge_inputs
 from merge_core.values import Params, Values, read_values
 
 
-@dataclass(frozen=True, slots=True)
-class MergeStep:
+class MergeStep(NamedTuple):  # made and compared by the hundred for every candidate
     """How one output tensor is made. Equal steps write equal tensors.
 
     Attributes:

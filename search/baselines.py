@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from merge_core.recipe import Parameters, Recipe, Setting, Slice, Source
-from search.space import SearchSpace, listed
+from search.space import SearchSpace, bases
 
 AVERAGE = "plain average"
 ARITHMETIC = "task arithmetic"
@@ -16,9 +16,8 @@ def parent_recipe(alias: str) -> Recipe:
 
 
 def parents(space: SearchSpace) -> tuple[str, ...]:
-    """Aliases of the base model, if there is one, and of the models that the recipe lists."""
-    base = space.template.get("base_model")
-    return tuple(dict.fromkeys((*((base,) if base else ()), *listed(space.template))))
+    """Aliases of the base models, if there are any, and of the models that the recipe lists."""
+    return tuple(dict.fromkeys((*bases(space.template), *space.models)))
 
 
 def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
@@ -30,7 +29,7 @@ def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
     two others.
     """
     recipes = {alias: parent_recipe(alias) for alias in parents(space)}
-    aliases, base = listed(space.template), space.template.get("base_model")
+    aliases, base = space.models, space.base
     experts = tuple(alias for alias in aliases if alias != base)
     if len(aliases) > 1:
         recipes[AVERAGE] = _merge("linear", aliases, None, weight=1.0)

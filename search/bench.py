@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from evals.answering import Practice
 from evals.clusters import item_clusters
 from evals.errors import EvaluationError
 from evals.guards import Range
 from evals.harness import Harness
 from evals.items import Counts, Role
 from evals.loading import TaskRequest
+from evals.objective import Reading, reading
+from evals.racing import Rule
 from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.settings import Settings
@@ -34,10 +37,13 @@ from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import StudyError
+from search.genome import is_genome, read_genome
 from search.holes import build_space
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
-from search.space import SearchSpace, tensor_groups
+from search.space import SearchSpace, plain, tensor_groups
+
+_FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class CheckedStudy:
         space: What is searched.
         checkpoints: The opened parents by alias, their rows in the output's vocabulary.
         files: What stands beside the output's weights: its tokenizer, for one.
-        warnings: What to know of the parents' vocabularies.
+        warnings: What to know of the parents' vocabularies, and of a genome file's reading.
         tasks: The opened benchmarks.
         dtype: Of the resident model and of what is written.
         device: Where it runs.
@@ -111,6 +117,21 @@ class CheckedStudy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is normal, learnt from the parents once they are scored.
+
+    Attributes:
+        norms: The parents' norms by tensor.
+        worst: The parents' largest share of each symptom by benchmark.
+        practice: How requests came to be answered in this study; None if that wasn't kept.
+    """
+
+    norms: Mapping[str, Range]
+    worst: Mapping[str, Mapping[str, float]]
+    practice: Practice | None = None
+
+
 @dataclass(slots=True)
 class Bench:
     """Everything that scoring a candidate needs, built once.
@@ -122,14 +143,26 @@ class Bench:
         norms: The parents' norms by tensor, once they are known.
         worst: The parents' largest share of each symptom by benchmark, once they are scored.
         looked: The step that made each tensor that was last found healthy.
+        readings: How the benchmarks' results are read, in the order of the study.
     """
 
     study: CheckedStudy
     workbench: Workbench
     harness: Harness
-    norms: dict[str, Range] = field(default_factory=dict[str, Range])
-    worst: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    norms: Mapping[str, Range] = field(default_factory=dict[str, Range])
+    worst: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
+    readings: tuple[Reading, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readings = tuple(reading(benchmark) for benchmark in self.harness.benchmarks)
+
+    def learn(self, reference: Reference) -> None:
+        """Hold every later candidate against the parents; what was looked at before was not."""
+        self.norms, self.worst = reference.norms, reference.worst
+        if reference.practice is not None:
+            self.harness.answering.adopt(reference.practice)
+        self.looked.clear()
 
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
         """For each benchmark the cluster of each of a role's items; None if all are independent."""
@@ -149,15 +182,21 @@ def check_study(path: Path) -> CheckedStudy:
     data = read_yaml(path)
     folder = path.resolve().parent
     mistakes: list[str] = []
+    notes: tuple[str, ...] = ()
+    if is_genome(data):
+        genome = read_genome(data, path, mistakes)
+        data, notes = genome.study, genome.notes
+        if mistakes:
+            raise StudyError(mistakes, str(path))
     config = parse(data, mistakes)
     if config is None:
         _check_recipe_alone(data, mistakes)
         raise StudyError(mistakes, str(path))
-    space = build_space(config.recipe, config.models, mistakes)
-    checkpoints = open_models(config.models, folder, mistakes)
+    unopened: list[str] = []
+    checkpoints = open_models(config.models, folder, unopened)
+    space = build_space(config.recipe, config.models, mistakes, checkpoints)
+    mistakes += unopened
     tasks = _open_tasks(config, folder, mistakes)
-    if not mistakes:
-        _check_clusters(config, tasks, mistakes)
     device = find_device(config.device, mistakes)
     aligned = Aligned(checkpoints, {}, ())
     if not mistakes:
@@ -169,7 +208,7 @@ def check_study(path: Path) -> CheckedStudy:
     dtype = _dtype(config.dtype, space, checkpoints)
     models, files = aligned.checkpoints, aligned.files
     plan = compile_plan(space.decode(space.starts()[0]), models)
-    warnings = tuple(dict.fromkeys((*aligned.warnings, *plan.warnings)))
+    warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings)))
     return CheckedStudy(config, folder, space, models, files, warnings, tasks, dtype, device)
 
 
@@ -189,7 +228,8 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     try:
         with _tokenizer_folder(study, plan.donor) as folder:
             resident = build_resident(plan.config, folder, names, study.dtype, study.device)
-        harness = Harness(resident, study.tasks, roles, settings)
+        rungs = Rule().rungs if races(study.config) else (1.0,)
+        harness = Harness(resident, study.tasks, roles, settings, rungs)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
     seal(study.tasks)
@@ -197,20 +237,29 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     return Bench(study, Workbench(parents, resident.slots), harness)
 
 
+def races(config: StudyConfig) -> bool:
+    """Whether candidates that have lost already are stopped: not where few items would be saved."""
+    items = config.items.search
+    many = items == "rest" or items * len(config.objectives) >= _FEWEST_FOR_RACES
+    return config.search.racing and many
+
+
 def protocol(bench: Bench) -> dict[str, Any]:
     """Everything that makes two trials comparable; a study is resumed only under the same."""
     study, config = bench.study, bench.study.config
-    word, _ = study.sampler
+    clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     return {
         "space": study.space.describe(),
-        "recipe": _plain(study.space.template),
+        "recipe": plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
         "objectives": [o.model_dump(exclude={"cluster"}) for o in config.objectives],
         "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
+        **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
-        "sampler": {"word": word, "seed": config.search.seed},
+        "seed": config.search.seed,
+        "racing": races(config),  # it decides the batches in which items are scored
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }
@@ -224,7 +273,7 @@ def _aligned(
     No hole changes them, so any candidate speaks for all.
     """
     try:
-        recipe = space.decode(space.starts()[0])
+        recipe = space.everyone()
         aligned = align_vocabularies(recipe, checkpoints)
         parents = {model: aligned.checkpoints[model] for model in recipe.models}
         return replace(aligned, checkpoints={**aligned.checkpoints, **with_heads(parents)})
@@ -250,7 +299,7 @@ def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:
     """Name the recipe's mistakes too where the rest of the file couldn't be read."""
     recipe, models = data.get("recipe"), data.get("models")
     if isinstance(recipe, dict) and isinstance(models, dict):
-        build_space(recipe, models, mistakes)  # pyright: ignore[reportUnknownArgumentType]
+        build_space(recipe, models, mistakes, {})  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple[OpenTask, ...]:
@@ -272,14 +321,6 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
     )
 
 
-def _check_clusters(config: StudyConfig, tasks: Sequence[OpenTask], mistakes: list[str]) -> None:
-    for i, (objective, task) in enumerate(zip(config.objectives, tasks, strict=True)):
-        try:
-            item_clusters(task.name, task.documents(Role.SEARCH), objective.cluster)
-        except EvaluationError as error:
-            mistakes.append(f"objectives[{i}].cluster: {error}")
-
-
 def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]) -> TaskRequest:
     file = folder / objective.name
     return TaskRequest(
@@ -295,6 +336,7 @@ def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]
         gen_kwargs=objective.gen_kwargs,
         common_gen_kwargs=common,
         signal=objective.signal,
+        cluster=objective.cluster,
         home=folder,
     )
 
@@ -308,11 +350,11 @@ def _misfits(
     for group in dict.fromkeys(tensor_groups(space)):
         if not any(group in name for name in tensors):
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
-    for start in {space.method(values): values for values in space.starts()}.values():
+    for values in space.probes():
         try:
-            plan = compile_plan(space.decode(start), checkpoints)
+            plan = compile_plan(space.decode(values), checkpoints)
         except MergeError as error:
-            mistakes.append(f"recipe ({space.method(start)}): {error}")
+            mistakes.append(f"recipe ({space.method(values)}): {error}")
             continue
         for alias, parent in checkpoints.items():
             if parent.layout.depth != plan.depth:
@@ -321,9 +363,9 @@ def _misfits(
                     f"recipe: makes {plan.depth} layers but '{alias}' has {parent.layout.depth}; a "
                     "search keeps the depth for now (outcross merge makes any)"
                 )
-    if reason := refusal(config.search.sampler, space):
+    if reason := refusal(config.search.sampler, space, config.search.trials):
         mistakes.append(reason)
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def find_device(word: str, mistakes: list[str]) -> torch.device:
@@ -348,14 +390,3 @@ def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint])
         return getattr(torch, str(stated))
     first = next(iter(checkpoints.values()))
     return max(first.tensors.values(), key=lambda spec: spec.numel).dtype
-
-
-def _plain(node: Any) -> Any:
-    """A template as JSON: holes are described by the space."""
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}  # pyright: ignore
-    if isinstance(node, list):
-        return [_plain(value) for value in node]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(node, str | int | float | bool) or node is None:
-        return node
-    return [d.name for d in node.dimensions]

@@ -80,7 +80,23 @@ def check(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> N
 
 
 @app.command()
-def run(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> None:
+def run(
+    study: StudyFile,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the whole study; default the file's.", show_default=False),
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="No candidate begins after it: 2h, 90m, 45s.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score candidates on so many Ray actors.", show_default=False),
+    ] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
     """Search for the best merge. The same command again goes on where it stopped.
 
     Everything is checked before the first trial. Ctrl-C finishes the running trial and stops;
@@ -88,9 +104,10 @@ def run(study: StudyFile, verbose: Verbose = False, quiet: Quiet = False) -> Non
     even by kill -9.
     """
     _prepare(verbose)
-    from search.commands import run_study
+    from search.commands import run_options, run_study
 
-    finalists = run_study(study, _console(quiet), quiet=quiet, verbose=verbose)
+    options = run_options(trials, time, workers)
+    finalists = run_study(study, _console(quiet), options, quiet=quiet, verbose=verbose)
     if finalists is None:
         _say(f"Stopped. Go on with: outcross run {study}", quiet)
         raise typer.Exit(INTERRUPTED)
@@ -114,7 +131,7 @@ def compare(
         str | None,
         typer.Option(
             help="Names or files of lm-eval tasks, with commas between them; task:metric "
-            "chooses a metric.",
+            "chooses a metric, and a name with a colon in it may end in one more.",
             show_default=False,
         ),
     ] = None,

@@ -3,6 +3,8 @@
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from evals.flips import flips
 from evals.items import Role
 from evals.objective import objective
 from evals.scorecard import Scorecard
-from search.bench import CheckedStudy, build_bench, check_study, find_device
+from search.bench import Bench, CheckedStudy, build_bench, check_study, find_device
 from search.claim_tables import (
     chance_sentence,
     conclusion,
@@ -22,46 +24,90 @@ from search.claim_tables import (
     print_scores,
     print_verdicts,
 )
+from search.config import RayConfig
 from search.errors import NothingFound, StudyError
+from search.evaluators import Evaluators, InProcess
 from search.finals import WINNER, Claim, Finalist, claim, select_winner, stored_claim, winner
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
 from search.outlook import print_outlook
 from search.progress import watch
-from search.record import finished
-from search.study import keep_protocol, open_study, run_search, stop_on_interrupt
+from search.ray_evaluators import on_ray
+from search.record import ended
+from search.searching import Budget, run_search
+from search.study import keep_protocol, open_study, stop_on_interrupt
 from search.tables import print_finalists, print_job
 from search.writing import RECIPE, export_winner
 
 EXAMPLES = 3  # items fixed and broken that are shown
+_PARTS = (86400, 3600, 60, 1)  # seconds in a day, an hour, a minute, a second
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run may have otherwise than its study file says.
+
+    Attributes:
+        trials: The budget of the whole study; None: the file's.
+        seconds: After which no candidate begins any more; None: no limit.
+        workers: Ray actors; None: the file's, or this process.
+    """
+
+    trials: int | None = None
+    seconds: float | None = None
+    workers: int | None = None
+
+
 def run_study(
-    path: Path, console: Console, *, quiet: bool = False, verbose: bool = False
+    path: Path,
+    console: Console,
+    options: RunOptions | None = None,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> tuple[Finalist, ...] | None:
     """Search, or go on searching; then choose the winner.
 
     Returns:
         The finalists, the winner first, or None if it was interrupted before the budget was spent.
     """
+    options = options or RunOptions()
     checked = check_study(path)
     _announce(checked, console)
-    bench = build_bench(checked, (Role.SEARCH, Role.SELECT))
-    trials = checked.config.search.trials
+    workers = _workers(checked.config.ray, options.workers)
+    # With workers the model of this process only says what the prompts are.
+    device = checked.device if workers is None else torch.device("cpu")
+    bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
+    trials = options.trials or checked.config.search.trials
     with open_study(checked) as study:
         keep_protocol(study, bench)
         with (
+            _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
-            watch(console, trials, len(finished(study)), quiet=quiet, verbose=verbose) as watcher,
+            watch(console, trials, ended(study), quiet=quiet, verbose=verbose) as watcher,
         ):
-            run_search(study, bench, watcher, stop)
-        if stop.asked:
-            return None
-        finalists = select_winner(study, bench)
+            run_search(study, bench, evaluators, watcher, stop, Budget(trials, options.seconds))
+            if stop.asked:
+                return None
+            finalists = select_winner(study, bench, evaluators)
     if not quiet:
         print_finalists(console, finalists)
     return finalists
+
+
+def _workers(config: RayConfig | None, count: int | None) -> RayConfig | None:
+    if count is None:
+        return config
+    return (config or RayConfig()).model_copy(update={"workers": count})
+
+
+def _evaluators(
+    path: Path, bench: Bench, workers: RayConfig | None, device: torch.device
+) -> AbstractContextManager[Evaluators]:
+    if workers is None:
+        return nullcontext(InProcess(bench))
+    return on_ray(path, workers, str(device))
 
 
 def check_file(path: Path, console: Console) -> CheckedStudy:
@@ -126,13 +172,15 @@ def compare_models(
     def report(name: str, card: Scorecard) -> None:
         console.print(f"scored {name} in {card.seconds:.1f} s", highlight=False, markup=False)
 
-    cards, benchmarks = score_lineup(lineup, options, report)
+    cards, benchmarks, strange = score_lineup(lineup, options, report)
     verdicts = compare(cards, lineup.pairs, benchmarks, item_clusters_of(lineup), margin)
     if quiet:
         return verdicts
     values = {name: objective([card], benchmarks) for name, card in cards.items()}
     items = sum(score.n for score in next(iter(cards.values())).scores)
     print_scores(console, f"{items:,} items", cards, values)
+    for name, flag in ((name, flag) for name, found in strange.items() for flag in found):
+        console.print(f"Warning: {name}: {flag}", highlight=False, markup=False, soft_wrap=True)
     print_verdicts(console, cards, verdicts)
     for candidate in verdicts.chances:
         told = conclusion(verdicts, candidate, candidate), chance_sentence(verdicts, candidate)
@@ -191,6 +239,27 @@ def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) 
         StudyError: If a device or a size can't be read.
     """
     return MergeOptions(seed, _merge_device(device), _bytes(shard_size), stages)
+
+
+def run_options(trials: int | None, time: str | None, workers: int | None) -> RunOptions:
+    """The options of `outcross run` as they are typed.
+
+    Raises:
+        StudyError: If the time can't be read.
+    """
+    return RunOptions(trials, None if time is None else _seconds(time), workers)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    seconds = 0.0
+    if found is not None:
+        seconds = sum(
+            int(part or 0) * unit for part, unit in zip(found.groups(), _PARTS, strict=True)
+        )
+    if not seconds:
+        raise StudyError([f"--time: expected a time such as 2h, 90m or 1h30m, got '{text}'"], "run")
+    return float(seconds)
 
 
 def _bytes(text: str) -> int:

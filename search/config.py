@@ -141,8 +141,12 @@ class ItemsConfig(_Section):
 class SearchConfig(_Section):
     """How to search."""
 
-    sampler: Literal["auto", "tpe", "cmaes", "gp", "qmc", "random"] = "auto"
+    sampler: Literal[
+        "auto", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random"
+    ] = "auto"
     trials: Positive = 100
+    batch: Positive = 4
+    racing: bool = True
     finalists: Positive = 8
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -180,6 +184,23 @@ class EvaluationConfig(_Section):
         return self
 
 
+class RayConfig(_Section):
+    """Where candidates are scored: actors of Ray, one model each.
+
+    Attributes:
+        workers: How many.
+        address: Of a cluster that is there (`auto`, `ray://…`); None starts one on this machine.
+        cpus: Of each worker; it has as many threads, so fix it where results shall not depend on
+            the number of workers.
+        gpus: Of each worker where the study runs on accelerators.
+    """
+
+    workers: Positive = 1
+    address: Name | None = None
+    cpus: Positive = 1
+    gpus: Annotated[float, Field(gt=0)] = 1.0
+
+
 class CompareConfig(_Section):
     """What a claim is about."""
 
@@ -197,6 +218,7 @@ class StudyConfig(_Section):
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compare: CompareConfig = CompareConfig()
+    ray: RayConfig | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     storage: str | None = None
@@ -290,6 +312,7 @@ def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
         "search": SearchConfig,
         "evaluation": EvaluationConfig,
         "compare": CompareConfig,
+        "ray": RayConfig,
     }
     section = sections.get(str(parents[0]), StudyConfig) if parents else StudyConfig
     return tuple(section.model_fields)

@@ -1,5 +1,6 @@
 """From trials to a claim: choose among the best on fresh items, compare on the sealed ones."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,13 +18,16 @@ from merge_core.recipe import Recipe, from_dict, to_dict
 from search.baselines import baselines, parents
 from search.bench import Bench
 from search.errors import NothingFound
+from search.evaluators import Evaluators, Job
 from search.record import (
     Record,
     by_fingerprint,
     card_from_dict,
     card_to_dict,
     finished,
+    keep_practice,
     load,
+    stored_practice,
 )
 from search.trial import evaluate
 
@@ -121,7 +125,9 @@ class Claim:
 WINNER = "winner"
 
 
-def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
+def select_winner(
+    study: optuna.Study, bench: Bench, evaluators: Evaluators
+) -> tuple[Finalist, ...]:
     """Score the best trials on the select items and rank them; the first is the winner.
 
     The ranking pools search and select items: every finalist's search score is inflated by about
@@ -130,26 +136,36 @@ def select_winner(study: optuna.Study, bench: Bench) -> tuple[Finalist, ...]:
     Raises:
         NothingFound: If no trial has a score.
     """
-    cards: dict[str, Any] = study.user_attrs.get("select", {})
-    found: list[Finalist] = []
-    before = len(cards)
+    best = _best(study, bench.study.config.search.finalists)
+    cards = _select_cards(study, best, evaluators)
     worth = shrunken(study, bench, signal=True)
-    for record in _best(study, bench.study.config.search.finalists):
-        key = record.recipe.fingerprint
-        if key not in cards:
-            outcome = evaluate(record.recipe, bench, Role.SELECT)
-            if outcome.scorecard is None:
-                continue
-            cards[key] = card_to_dict(outcome.scorecard)
-        card = card_from_dict(cards[key])
-        found.append(_finalist(record, card, worth[key], bench))
+    found = [
+        _finalist(record, card_from_dict(cards[key]), worth[key], bench)
+        for record in best
+        if (key := record.key) in cards
+    ]
     if not found:
         raise NothingFound("no trial of this study has a score; run it first")
     found.sort(key=lambda finalist: (-finalist.pooled, finalist.record.number))
-    if len(cards) > before:
-        study.set_user_attr("select", cards)
     study.set_user_attr("winner", found[0].record.number)
     return tuple(found)
+
+
+def _select_cards(
+    study: optuna.Study, best: Sequence[Record], evaluators: Evaluators
+) -> dict[str, Any]:
+    """Scorecards on the select items by fingerprint; those that are stored aren't made again."""
+    cards: dict[str, Any] = study.user_attrs.get("select", {})
+    missing = [record for record in best if record.key not in cards]
+    jobs = [Job(record.recipe, Role.SELECT) for record in missing]
+    for position, outcome in evaluators.score(jobs):
+        keep_practice(study, outcome.practice)
+        if outcome.scorecard is not None:
+            key = missing[position].key
+            cards[key] = card_to_dict(outcome.scorecard)
+    if missing:
+        study.set_user_attr("select", cards)
+    return cards
 
 
 def winner(study: optuna.Study) -> Record:
@@ -185,10 +201,12 @@ def claim(study: optuna.Study, bench: Bench, margin: float) -> Claim:
         cards = known.cards
     else:
         _look(study, best)
+        if (practice := stored_practice(study)) is not None:
+            bench.harness.answering.adopt(practice)
         # What is compared is what is stored, to the last digit.
         cards = {name: _kept(_holdout(name, recipe, bench)) for name, recipe in recipes.items()}
     benchmarks = bench.harness.benchmarks
-    values = {name: objective([card], benchmarks) for name, card in cards.items()}
+    values = {name: objective([card], bench.readings) for name, card in cards.items()}
     verdicts = compare(
         cards,
         [(WINNER, name) for name in cards if name != WINNER],
@@ -224,10 +242,9 @@ def shrunken(study: optuna.Study, bench: Bench, *, signal: bool) -> dict[str, fl
     known = {key: card for key, card in cards.items() if card is not None}
     if not known:
         return {}
-    benchmarks = bench.harness.benchmarks
-    scores = (item_scores(card, benchmarks, signal=signal) for card in known.values())
+    scores = (item_scores(card, bench.readings, signal=signal) for card in known.values())
     items = zip(*scores, strict=True)
-    weights = [benchmark.weight for benchmark in benchmarks]
+    weights = [one.weight for one in bench.readings]
     clusters = bench.clusters(Role.SEARCH)
     worth = shrink([np.stack(arrays) for arrays in items], weights, clusters)
     return dict(zip(known, worth.tolist(), strict=True))
@@ -261,26 +278,24 @@ def _best(study: optuna.Study, count: int) -> list[Record]:
 
 def _finalist(record: Record, select: Scorecard, shrunk: float, bench: Bench) -> Finalist:
     assert record.scorecard is not None  # only scored trials are finalists
-    benchmarks = bench.harness.benchmarks
-    pooled = objective([record.scorecard, select], benchmarks, signal=True)
-    chosen = objective([select], benchmarks, signal=True)
+    pooled = objective([record.scorecard, select], bench.readings, signal=True)
+    chosen = objective([select], bench.readings, signal=True)
     return Finalist(record, select, chosen, pooled, shrunk)
 
 
 def _path(study: optuna.Study, best: Record, values: dict[str, float], bench: Bench) -> Path:
     assert best.scorecard is not None
-    benchmarks = bench.harness.benchmarks
-    select = card_from_dict(study.user_attrs["select"][best.recipe.fingerprint])
-    search = objective([best.scorecard], benchmarks)
+    select = card_from_dict(study.user_attrs["select"][best.key])
+    search = objective([best.scorecard], bench.readings)
     searched = {
-        alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], benchmarks)
+        alias: objective([card_from_dict(study.user_attrs["baselines"][alias])], bench.readings)
         for alias in parents(bench.study.space)
     }
     rival = max(searched, key=lambda alias: searched[alias])
     return Path(
         search=search,
-        shrunk=shrunken(study, bench, signal=False)[best.recipe.fingerprint],
-        select=objective([select], benchmarks),
+        shrunk=shrunken(study, bench, signal=False)[best.key],
+        select=objective([select], bench.readings),
         holdout=values[WINNER],
         rival=rival,
         rival_search=searched[rival],

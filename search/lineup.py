@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,13 +13,15 @@ import torch
 
 from evals.clusters import item_clusters
 from evals.errors import EvaluationError
+from evals.guards import disproportion, ranges
 from evals.harness import Benchmark, Harness
 from evals.items import Counts, Role
-from evals.loading import TaskRequest
+from evals.loading import TaskRequest, local_names
 from evals.resampling import Clusters
 from evals.resident import build_resident
 from evals.scorecard import Scorecard
 from evals.settings import Settings
+from evals.symptoms import failing, flags, worst_of
 from evals.tasks import OpenTask, open_tasks
 from merge_core.apply import Workbench
 from merge_core.checkpoint import Checkpoint
@@ -34,7 +36,7 @@ from search.bench import find_device
 from search.errors import NothingFound, StudyError
 from search.merging import plan_file
 from search.models import open_model
-from search.trial import attempt
+from search.trial import attempt, norms_of
 
 WHERE = "outcross compare"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -46,7 +48,8 @@ class CompareOptions:
     """How a list of models is compared.
 
     Attributes:
-        tasks: Names or files of lm-eval tasks, each perhaps with `:metric`.
+        tasks: Names or files of lm-eval tasks, each perhaps with `:metric`. What follows the last
+            colon is the metric, unless a local task or a file has the whole text as its name.
         reference: Names of the models that the others are compared with; none: the first one.
         items: Items of each task; None: all.
         include: Folders with local task YAMLs.
@@ -143,7 +146,7 @@ def check_lineup(models: Sequence[str], options: CompareOptions) -> Lineup:
 
 def score_lineup(
     lineup: Lineup, options: CompareOptions, report: Callable[[str, Scorecard], None]
-) -> tuple[dict[str, Scorecard], tuple[Benchmark, ...]]:
+) -> tuple[dict[str, Scorecard], tuple[Benchmark, ...], dict[str, tuple[str, ...]]]:
     """Score every model; those of one architecture share a live model, one at a time in memory.
 
     Args:
@@ -152,12 +155,15 @@ def score_lineup(
         report: Called with each model's name and scorecard.
 
     Returns:
-        Scorecards by name, in the order of the lineup, and the benchmarks with their items.
+        Scorecards by name, in the order of the lineup; the benchmarks with their items; and what
+        is strange about a model beside its references, by name: such as it is, it was given to be
+        compared, so it is told and not refused.
 
     Raises:
         StudyError: If a live model or a prompt can't be made.
-        NothingFound: If a model can't be scored.
+        NothingFound: If a model can't be scored: it holds numbers that are none, for one.
     """
+    norms: dict[str, dict[str, float]] = {}
     found: dict[str, Scorecard] = {}
     benchmarks: tuple[Benchmark, ...] = ()
     by_frame = sorted(lineup.entrants, key=lambda entrant: entrant.frame)
@@ -166,9 +172,30 @@ def score_lineup(
         harness, slots = _live(entrants[0], lineup, options)
         benchmarks = harness.benchmarks
         for entrant in entrants:
-            found[entrant.name] = _score(entrant, harness, slots, lineup.device)
-            report(entrant.name, found[entrant.name])
-    return {entrant.name: found[entrant.name] for entrant in lineup.entrants}, benchmarks
+            name = entrant.name
+            found[name], norms[name] = _score(entrant, harness, slots, lineup.device)
+            report(name, found[name])
+    cards = {entrant.name: found[entrant.name] for entrant in lineup.entrants}
+    return cards, benchmarks, _strange(lineup, cards, norms)
+
+
+def _strange(
+    lineup: Lineup, cards: Mapping[str, Scorecard], norms: Mapping[str, Mapping[str, float]]
+) -> dict[str, tuple[str, ...]]:
+    """What of each candidate is beyond all its references: norms, and shares of bad generations."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in dict.fromkeys(ours for ours, _ in lineup.pairs):
+        others = [theirs for ours, theirs in lineup.pairs if ours == name]
+        worst = worst_of([cards[other] for other in others])
+        normal = ranges([norms[other] for other in others])
+        told = (
+            disproportion(norms[name], normal, "reference"),
+            failing(cards[name], worst, "reference"),
+            *flags(cards[name], worst, "reference"),
+        )
+        if any(told):
+            found[name] = tuple(text for text in told if text)
+    return found
 
 
 def item_clusters_of(lineup: Lineup) -> tuple[Clusters | None, ...]:
@@ -194,14 +221,16 @@ def _live(
 
 def _score(
     entrant: Entrant, harness: Harness, slots: dict[str, torch.Tensor], device: torch.device
-) -> Scorecard:
+) -> tuple[Scorecard, dict[str, float]]:
+    """The scorecard of a model and the norms of its tensors."""
     bench = Workbench(Parents(entrant.checkpoints, device), slots)
     outcome = attempt(lambda: entrant.plan, bench, harness, Role.SEARCH)
+    norms = norms_of(slots)
     for name in tuple(bench.lent):
         bench.own(name)  # the next model must not be written into this one's files
     if outcome.scorecard is None:
         raise NothingFound(f"'{entrant.name}' can't be scored: {outcome.failure}")
-    return outcome.scorecard
+    return outcome.scorecard, norms
 
 
 @contextmanager
@@ -265,7 +294,8 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
         if not folder.is_dir():
             mistakes.append(f"--include: {folder} is no folder")
     folders = [folder.resolve() for folder in options.include if folder.is_dir()]
-    requests = [_request(text, options) for text in options.tasks]
+    local = local_names(folders) if any(":" in text for text in options.tasks) else frozenset[str]()
+    requests = [_request(text, options, local) for text in options.tasks]
     if len({request.task for request in requests}) < len(requests):
         mistakes.append("--tasks: a task is listed twice")
         return ()
@@ -278,9 +308,10 @@ def _open_tasks(options: CompareOptions, mistakes: list[str]) -> tuple[OpenTask,
     return open_tasks(requests, counts, options.seed, folders, report)
 
 
-def _request(text: str, options: CompareOptions) -> TaskRequest:
+def _request(text: str, options: CompareOptions, local: Collection[str]) -> TaskRequest:
+    """A task, perhaps with a metric; a name with a colon in it is looked for as a whole first."""
     task, colon, metric = text.rpartition(":")
-    if not colon:
+    if not colon or text in local or Path(text).is_file():
         task, metric = text, ""
     file = Path(task)
     return TaskRequest(

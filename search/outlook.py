@@ -13,7 +13,7 @@ from evals.items import Role
 from evals.power import independent_items, items_to_show, multiple, smallest_gain
 from search.baselines import baselines
 from search.bench import CheckedStudy
-from search.space import Dimension, Real
+from search.space import Choice, Dimension, Real, Share, Whole, holes
 from search.writing import size
 
 DISCORDANCES = (0.05, 0.10, 0.20)
@@ -88,21 +88,54 @@ def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:
 
 def _print_dimensions(console: Console, checked: CheckedStudy) -> None:
     dimensions = checked.space.dimensions
+    shares = {
+        d.name
+        for node in holes(checked.space.template)
+        if isinstance(node, Share)
+        for d in node.dimensions
+    }
     table = _table(f"{len(dimensions)} dimensions")
-    for name in ("dimension", "values", "asked for under"):
+    for name in ("dimension", "values", "scale", "start", "exists if"):
         table.add_column(name)
     for dimension in dimensions:
-        methods = dimension.methods
-        every = set(methods) >= set(checked.space.methods)
-        under = "every method" if every else ", ".join(methods)
-        table.add_row(escape(dimension.name), escape(_values(dimension)), under)
+        share = dimension.name in shares
+        cells = (dimension.name, _values(dimension), _scale(dimension, share=share))
+        table.add_row(*map(escape, (*cells, _start(dimension, share=share), _under(dimension))))
     console.print(table)
 
 
 def _values(dimension: Dimension) -> str:
-    if isinstance(dimension, Real):
-        return f"{dimension.low:g} to {dimension.high:g}{', by its logarithm' * dimension.log}"
-    return ", ".join(map(str, dimension.options))
+    if isinstance(dimension, Choice):
+        return ", ".join(map(str, dimension.options))
+    prior = dimension.prior if isinstance(dimension, Real) else None
+    low, high = (prior.low, prior.high) if prior else (dimension.low, dimension.high)
+    return f"{low:g} to {high:g}"
+
+
+def _scale(dimension: Dimension, *, share: bool) -> str:
+    """How coordinates become values."""
+    if isinstance(dimension, Choice):
+        return "choice"
+    if isinstance(dimension, Real) and (prior := dimension.prior):
+        return f"prior {prior.mean:g}, sd {prior.sd:g}"
+    scale = "share of what is left" if share else "logarithm" if dimension.log else "linear"
+    return f"whole, {scale}" if isinstance(dimension, Whole) else scale
+
+
+def _start(dimension: Dimension, *, share: bool) -> str:
+    """What the study says, as a value; every parent's weight is the same on a simplex."""
+    if share:
+        return "equal weights"
+    if dimension.start is None:
+        return "-"
+    if isinstance(dimension, Choice):
+        return str(dimension.start)
+    return f"{dimension.value(dimension.start):g}"
+
+
+def _under(dimension: Dimension) -> str:
+    words = (f"{name}: {' or '.join(map(str, allowed))}" for name, allowed in dimension.under)
+    return ", ".join(words) or "always"
 
 
 def _print_items(console: Console, checked: CheckedStudy) -> None:

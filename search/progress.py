@@ -141,7 +141,7 @@ def watch(
 
 def better(best: Record | None, record: Record) -> Record | None:
     """The better of two trials; the earlier of equals."""
-    if record.value is None:
+    if record.value is None or record.stopped is not None:
         return best
     if best is None or best.value is None or record.value > best.value:
         return record
@@ -153,7 +153,10 @@ def outcome_text(record: Record) -> str:
     if record.value is None:
         return f"failed: {record.failure}"
     if record.reused is not None:
-        return f"{record.value:.4f} (the recipe of trial {record.reused})"
+        name = record.reused if isinstance(record.reused, str) else f"trial {record.reused}"
+        return f"{record.value:.4f} (the same model as {name})"
+    if record.stopped is not None:
+        return f"lost after {record.stopped.items} items; about {record.value:.4f}"
     seconds = record.merge_seconds + (record.scorecard.seconds if record.scorecard else 0.0)
     return f"{record.value:.4f} in {seconds:.1f} s"
 

@@ -2,17 +2,40 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
+from evals.answering import Practice
 from evals.compact import pack, unpack
 from evals.items import Role
 from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
+from search.known import fingerprint
+
+_LAST = "merge_seconds"  # is written after everything else
+
+
+STOPPED = "stopped"
+"""The attribute of a trial that lost its race: it is complete, but its value is an estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A candidate that had lost before all items were scored.
+
+    Attributes:
+        items: Scored, of all benchmarks.
+        evidence: The e-value that it is worse than the best by more than the margin.
+        value: What its objective is estimated to be.
+    """
+
+    items: int
+    evidence: float
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +49,9 @@ class Record:
         scorecard: Scores and per-item results on the search items.
         failure: Why there is no value.
         merge_seconds: Wall time of the merge.
-        reused: The earlier trial with the same recipe, whose scores these are.
+        reused: The earlier trial or the baseline with the same model, whose scores these are.
         flags: What to know before believing its scores.
+        stopped: Why not all items were scored; the value is then an estimate.
     """
 
     number: int
@@ -36,15 +60,24 @@ class Record:
     scorecard: Scorecard | None
     failure: str | None
     merge_seconds: float
-    reused: int | None
+    reused: int | str | None
     flags: tuple[str, ...] = ()
+    stopped: "Stopped | None" = None
+
+    @property
+    def key(self) -> str:
+        """The same for all recipes that make the same model."""
+        return fingerprint(self.recipe)
+
+    def with_value(self, value: float) -> "Record":
+        """The same trial with its value."""
+        return replace(self, value=value)
 
 
 def save(trial: Trial, record: Record) -> None:
     """Put everything but the value into the trial's attributes."""
     trial.set_user_attr("recipe", to_dict(record.recipe))
-    trial.set_user_attr("fingerprint", record.recipe.fingerprint)
-    trial.set_user_attr("merge_seconds", round(record.merge_seconds, 4))
+    trial.set_user_attr("fingerprint", record.key)
     if record.scorecard is not None:
         trial.set_user_attr("scorecard", card_to_dict(record.scorecard))
     if record.failure is not None:
@@ -53,6 +86,14 @@ def save(trial: Trial, record: Record) -> None:
         trial.set_user_attr("reused", record.reused)
     if record.flags:
         trial.set_user_attr("flags", list(record.flags))
+    if record.stopped is not None:
+        trial.set_user_attr(STOPPED, asdict(record.stopped))
+    trial.set_user_attr(_LAST, round(record.merge_seconds, 4))
+
+
+def saved(trial: FrozenTrial) -> bool:
+    """Whether all of a trial's result is there, though it may not be told yet."""
+    return _LAST in trial.user_attrs
 
 
 def load(trial: FrozenTrial) -> Record:
@@ -68,12 +109,20 @@ def load(trial: FrozenTrial) -> Record:
         float(attributes.get("merge_seconds", 0.0)),
         attributes.get("reused"),
         tuple(attributes.get("flags", ())),
+        Stopped(**attributes[STOPPED]) if STOPPED in attributes else None,
     )
 
 
 def finished(study: Study) -> list[FrozenTrial]:
-    """Trials that have a value, by number."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    """Trials that were scored on all search items, by number."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in complete if STOPPED not in trial.user_attrs]
+
+
+def ended(study: Study) -> int:
+    """How many trials have a result, of whatever kind."""
+    states = (TrialState.COMPLETE, TrialState.FAIL)
+    return len(study.get_trials(deepcopy=False, states=states))
 
 
 def by_fingerprint(study: Study) -> dict[str, FrozenTrial]:
@@ -130,7 +179,7 @@ def readings_from_dict(study: Study) -> list[Reading]:
 def card_to_dict(card: Scorecard) -> dict[str, Any]:
     """A scorecard as JSON; its per-item results are rounded as `evals.compact` says."""
     data: dict[str, Any] = {
-        "scores": [[s.task, s.metric, s.value, s.stderr, s.n, s.unscored] for s in card.scores],
+        "scores": [list(astuple(score)) for score in card.scores],
         "items": {
             task: {metric: pack(values) for metric, values in metrics.items()}
             for task, metrics in card.items.items()
@@ -153,6 +202,25 @@ def card_from_dict(data: Mapping[str, Any]) -> Scorecard:
     scores = tuple(Score(*entry) for entry in data["scores"])
     role = Role(data["role"]) if "role" in data else None
     return Scorecard(scores, items, data["seconds"], role, data.get("symptoms", {}))
+
+
+def keep_practice(study: Study, found: Practice | None) -> None:
+    """Write down how requests are answered, where that isn't known of the study yet.
+
+    Before the results are written that were made so: none must be without it.
+    """
+    known = stored_practice(study)
+    joined = found if known is None or found is None else known.joined(found)
+    if joined is not None and joined != known:
+        study.set_user_attr("practice", asdict(joined))
+
+
+def stored_practice(study: Study) -> Practice | None:
+    """How this study's requests are answered."""
+    data = study.user_attrs.get("practice")
+    if data is None:
+        return None
+    return Practice(data["sequences"], {k: (s, way) for k, (s, way) in data["gates"].items()})
 
 
 def _asked(

@@ -5,15 +5,17 @@ goes on as if it had never stopped, and nothing is pickled beside the storage.
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna import Study
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
-    CmaEsSampler,
     GPSampler,
     PartialFixedSampler,
     QMCSampler,
@@ -22,81 +24,157 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from search.cat_cma import CmaSampler
+from search.evolution import Evolution, Population, elite
+from search.genes import CONSTRAINTS, cube, distributions, filled, told, view
 from search.space import Choice, SearchSpace
 
-_GP_TRIALS = 250  # beyond it a proposal takes a second and more
+WORDS = ("tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
+
+_ONE_OBJECTIVE = ("cmaes", "catcma")
+_MOST_FOR_GP = 500  # Optuna's own limit; benchmarks/README.md has the seconds of a proposal
 _FEWEST_FOR_CMAES = 2
-_WARM_UP = 10  # trials before a model is fitted: CMA-ES starts at the best tenth of them
+_WARM_UP = 10  # trials told before a model is fitted
+_BEST, _LATEST = 25, 225  # what TPE looks at: it takes no more than 25 as good ones anyway
 
 
-def choose_sampler(word: str, space: SearchSpace, trials: int) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When `auto` takes a sampler; the first rule that fits is taken.
+
+    Attributes:
+        word: The sampler.
+        reason: Why, for the reader.
+        choices: Only if choices are searched (True) or numbers only (False).
+        several: Only with several objectives (True) or with one (False).
+        trials: At most so many.
+        dimensions: At least so many.
+    """
+
+    word: str
+    reason: str
+    choices: bool | None = None
+    several: bool | None = None
+    trials: int | None = None
+    dimensions: int = 1
+
+
+RULES = (
+    Rule("gp", "numbers only, at most {trials} trials", choices=False, trials=250),
+    Rule("tpe", "several objectives, at most {trials} trials", several=True, trials=250),
+    Rule("nsgaii", "several objectives, many trials", several=True),
+    Rule("cmaes", "numbers only, many trials", choices=False, dimensions=_FEWEST_FOR_CMAES),
+    Rule("tpe", "one number only, many trials", choices=False),
+    Rule("tpe", "choices are searched"),
+)
+
+
+def choose_sampler(
+    word: str, space: SearchSpace, trials: int, objectives: int = 1
+) -> tuple[str, str]:
     """What `auto` means for a study, with the reason.
 
     Args:
         word: As the study says.
         space: What is searched.
         trials: The study's budget.
+        objectives: How many values a trial has.
 
     Returns:
         The sampler's word and one sentence.
     """
     if word != "auto":
         return word, "as the study says"
-    if space.has_choices:
-        return "tpe", "choices are searched"
-    if trials > _GP_TRIALS:
-        word = "cmaes" if len(space.dimensions) >= _FEWEST_FOR_CMAES else "tpe"
-        return word, f"numbers only, more than {_GP_TRIALS} trials"
-    return "gp", f"numbers only, at most {_GP_TRIALS} trials"
+    rule = next(rule for rule in RULES if _fits(rule, space, trials, objectives))
+    return rule.word, rule.reason.format(trials=rule.trials)
 
 
-def refusal(word: str, space: SearchSpace) -> str | None:
-    """Why a sampler can't search a space, or None if it can."""
+def _fits(rule: Rule, space: SearchSpace, trials: int, objectives: int) -> bool:
+    return (
+        rule.choices in (None, space.has_choices)
+        and rule.several in (None, objectives > 1)
+        and (rule.trials is None or trials <= rule.trials)
+        and len(space.dimensions) >= rule.dimensions
+    )
+
+
+def refusal(word: str, space: SearchSpace, trials: int = 0, objectives: int = 1) -> str | None:
+    """Why a sampler can't search a space, or None if it can.
+
+    Args:
+        word: As the study says.
+        space: What is searched.
+        trials: The study's budget.
+        objectives: How many values a trial has.
+    """
     choice = next((d for d in space.dimensions if isinstance(d, Choice)), None)
+    if word in _ONE_OBJECTIVE and objectives > 1:
+        return (
+            f"search.sampler: '{word}' can't search for {objectives} objectives at once; use "
+            "auto, nsgaii, evolution, tpe or gp"
+        )
     if word == "cmaes" and choice is not None:
         return (
-            f"search.sampler: 'cmaes' can't draw the choice '{choice.name}'; use tpe or fix the "
-            "choice"
+            f"search.sampler: 'cmaes' can't draw the choice '{choice.name}'; use catcma or tpe, "
+            "or fix the choice"
         )
     if word == "cmaes" and len(space.dimensions) < _FEWEST_FOR_CMAES:
         return "search.sampler: 'cmaes' needs two dimensions or more; use tpe"
+    if word == "gp" and trials > _MOST_FOR_GP:
+        return (
+            f"search.sampler: 'gp' takes seconds for each proposal beyond {_MOST_FOR_GP} trials, "
+            f"and the budget is {trials}; use auto, tpe or {'catcma' if choice else 'cmaes'}"
+        )
     return None
 
 
 def sampler_for(
-    word: str, space: SearchSpace, history: Sequence[FrozenTrial], seed: int, number: int
+    word: str,
+    space: SearchSpace,
+    history: Sequence[FrozenTrial],
+    seed: int,
+    number: int,
+    *,
+    batch: int = 1,
 ) -> BaseSampler:
-    """The sampler of one trial.
+    """The sampler of one trial: the same for the same arguments, in any process.
+
+    What other trials of its batch draw matters to `gp` only, which keeps away from them; of those
+    it sees the ones with lower numbers. All other samplers see told trials only.
 
     Args:
-        word: `tpe`, `cmaes`, `gp`, `qmc` or `random`.
+        word: One of `WORDS`.
         space: What is searched.
         history: All trials so far.
         seed: The study's seed.
         number: The trial's number; the first ones are the space's usual starts.
+        batch: How many trials are asked for before the first of them is told.
     """
     starts = space.starts()
-    own = trial_seed(seed, number)
-    done = [trial for trial in history if trial.state is TrialState.COMPLETE]
     if number < len(starts):
         return PartialFixedSampler(dict(starts[number]), Keyed(None, seed, number))
+    known, trials = distributions(space), told(history)
     if word == "qmc":
-        return Keyed(_Sequence(number - len(starts), seed), seed, number)
-    if word == "random" or len(done) < _WARM_UP:
+        return Keyed(_Sequence(seed, number - len(starts)), seed, number, trials, known)
+    if word == "random" or len(trials) < _WARM_UP or not known:
         return Keyed(None, seed, number)
+    own = trial_seed(seed, number)
     match word:
-        case "cmaes":  # enqueued trials would teach it nothing
-            base = CmaEsSampler(seed=own, source_trials=done[:_WARM_UP])
+        case "cmaes" | "catcma":
+            base = CmaSampler(known, trials, own, batch)
         case "gp":
-            base = GPSampler(seed=own)
+            base = GPSampler(seed=own, warn_independent_sampling=False)
+            running = [t for t in history if t.state is TrialState.RUNNING and t.number < number]
+            trials = [*filled(trials, cube(known)), *running]
+        case "nsgaii":
+            base = Population(known, own)
+        case "evolution":
+            base = Evolution(known, own)
         case _:
-            base = TPESampler(
-                seed=own,
-                multivariate=True,
-                group=space.has_choices,  # parameters that exist only under a choice
-                constant_liar=False,  # the one trial that runs is this one
-            )
-    return Keyed(base, seed, number)
+            conditional = any(len(trial.params) < len(known) for trial in trials)
+            base = _Tpe(own, conditional=conditional)
+            known = None if conditional else known
+    return Keyed(base, seed, number, trials, known)
 
 
 class Keyed(BaseSampler):
@@ -109,22 +187,36 @@ class Keyed(BaseSampler):
         base: Draws the parameters that belong together; None for pure random search.
         seed: The study's seed.
         number: The trial's number.
+        seen: The trials that the base sampler sees.
+        known: What it draws; None lets it find that out itself, which takes as long as drawing.
     """
 
-    def __init__(self, base: BaseSampler | None, seed: int, number: int) -> None:
+    def __init__(
+        self,
+        base: BaseSampler | None,
+        seed: int,
+        number: int,
+        seen: Sequence[FrozenTrial] = (),
+        known: Mapping[str, BaseDistribution] | None = None,
+    ) -> None:
         self._base, self._seed, self._number = base, seed, number
+        self._seen, self._known = seen, known
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The parameters that belong together."""
-        return self._base.infer_relative_search_space(study, trial) if self._base else {}
+        if self._base is None or self._known is not None:
+            return dict(self._known or {})
+        return self._base.infer_relative_search_space(view(study, self._seen), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Their values, drawn at once."""
-        return self._base.sample_relative(study, trial, search_space) if self._base else {}
+        if self._base is None:
+            return {}
+        return self._base.sample_relative(view(study, self._seen), trial, search_space)
 
     def sample_independent(
         self,
@@ -137,17 +229,9 @@ class Keyed(BaseSampler):
         lone = RandomSampler(seed=trial_seed(self._seed, self._number, param_name))
         return lone.sample_independent(study, trial, param_name, param_distribution)
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass it on."""
-        if self._base:
-            self._base.before_trial(study, trial)
-
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """Pass it on."""
-        if self._base:
-            self._base.after_trial(study, trial, state, values)
+    def after_trial(self, study: Study, trial: FrozenTrial, *_: object, **__: object) -> None:
+        """Show Optuna's samplers how far the trial was from what it must keep to."""
+        _keep_constraints(study, trial)
 
 
 class Drawn(RandomSampler):
@@ -174,16 +258,64 @@ class Drawn(RandomSampler):
             return self._values[param_name]
         return self._base.sample_independent(study, trial, param_name, param_distribution)
 
+    def after_trial(self, study: Study, trial: FrozenTrial, *_: object, **__: object) -> None:
+        """As for a trial that was never interrupted."""
+        _keep_constraints(study, trial)
+
+
+def _keep_constraints(study: Study, trial: FrozenTrial) -> None:
+    """Optuna's samplers look for constraints in a place of their own."""
+    if trial.user_attrs.get(CONSTRAINTS) and not trial.constraints:
+        asked = optuna.Trial(study, trial._trial_id)  # pyright: ignore[reportPrivateUsage]
+        for i, value in enumerate(trial.user_attrs[CONSTRAINTS]):
+            asked.set_constraint(f"{i}", value)
+
 
 class _Sequence(QMCSampler):
     """A low-discrepancy sequence whose place is the trial's number, not a counter in storage."""
 
-    def __init__(self, place: int, seed: int) -> None:
+    def __init__(self, seed: int, place: int) -> None:
         super().__init__(seed=seed, scramble=True, warn_independent_sampling=False)
         self._place = place
 
     def _find_sample_id(self, *_: object, **__: object) -> int:
         return self._place
+
+
+class _Tpe(TPESampler):
+    """TPE that reads no more trials than it learns from.
+
+    It takes at most 25 trials as good ones and weighs the others by age, so the best and the latest
+    are seen; a proposal's time then doesn't grow with the study.
+    """
+
+    def __init__(self, seed: int, *, conditional: bool) -> None:
+        super().__init__(
+            seed=seed,
+            multivariate=True,
+            group=conditional,  # parameters that exist only under a choice
+            constant_liar=False,  # a proposal depends on told trials only
+        )
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return super().infer_relative_search_space(_lately(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return super().sample_relative(_lately(study), trial, search_space)
+
+
+def _lately(study: Study) -> Study:
+    """The best trials and the latest ones, in order of number."""
+    trials = study.get_trials(deepcopy=False)
+    if len(trials) <= _BEST + _LATEST:
+        return study
+    best = elite(study, trials[:-_LATEST], _BEST)
+    kept = sorted(best, key=lambda trial: trial.number)
+    return view(study, [*kept, *trials[-_LATEST:]])
 
 
 def trial_seed(*parts: int | str) -> int:
@@ -193,3 +325,4 @@ def trial_seed(*parts: int | str) -> int:
 
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=ExperimentalWarning, module="search")

@@ -1,67 +1,148 @@
 """Values → recipe. Decoding is pure, and every value decodes."""
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from merge_core.recipe import Recipe, Scalar, from_dict
+from merge_core.recipe import Recipe, Scalar, Slice, Source, from_dict
 from merge_core.registry import find_method
+from search.dimensions import METHOD as METHOD
+from search.dimensions import Choice as Choice
+from search.dimensions import Dimension as Dimension
+from search.dimensions import Real as Real
+from search.dimensions import Values as Values
+from search.dimensions import Whole as Whole
+from search.dimensions import exists
 
-Values = Mapping[str, float | int | bool | str]
-METHOD = "merge_method"
-
-
-@dataclass(frozen=True, slots=True)
-class Real:
-    """A number between `low` and `high`, asked for only under `methods`."""
-
-    name: str
-    low: float
-    high: float
-    log: bool
-    methods: tuple[str, ...]
-    parameter: str
+BRANCH = "choice"  # stands for the whole recipe where sub-recipes are chosen from
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One of `options`, asked for only under `methods`."""
+class Spread:
+    """How the numbers of a hole are spread over a model: by groups of tensors and over depth.
 
-    name: str
-    options: tuple[Scalar, ...]
-    methods: tuple[str, ...]
-    parameter: str
+    Attributes:
+        groups: Names of the groups; (None,) for one number for all tensors.
+        filters: mergekit's filters in the order in which they are tried, each with the place of
+            its group in `groups`; None matches every tensor.
+        knots: Numbers over depth of each group.
+        steps: For each layer the number that it takes, `(layers,)`; None interpolates.
+    """
 
+    groups: tuple[str | None, ...] = (None,)
+    filters: tuple[tuple[str | None, int], ...] = ((None, 0),)
+    knots: int = 1
+    steps: tuple[int, ...] | None = None
 
-Dimension = Real | Choice
+    def names(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """Names of the dimensions, `(groups, knots)`."""
+        heads = [name + (f"[{group}]" if group else "") for group in self.groups]
+        many = self.knots > 1
+        return tuple(
+            tuple(head + (f"@{knot}" if many else "") for knot in range(self.knots))
+            for head in heads
+        )
+
+    def write(self, numbers: Sequence[Sequence[Scalar]]) -> Any:
+        """Numbers, `(groups, knots)`, in mergekit's form: scalar, gradient, or filtered ones."""
+        written = [self._over_depth(of_group) for of_group in numbers]
+        if self.filters == ((None, 0),):
+            return written[0]
+        return [
+            {"value": written[at]} | ({} if name is None else {"filter": name})
+            for name, at in self.filters
+        ]
+
+    def _over_depth(self, numbers: Sequence[Scalar]) -> Any:
+        if self.steps is not None and len(numbers) > 1:
+            return [numbers[step] for step in self.steps]
+        return list(numbers) if len(numbers) > 1 else numbers[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """What a search fills: groups of tensors, each with one dimension per knot."""
+    """Numbers that a search fills in: dimensions of shape `(groups, knots)`."""
 
-    groups: tuple[tuple[str | None, tuple[Dimension, ...]], ...]
+    spread: Spread
+    numbers: tuple[tuple[Real | Whole, ...], ...]
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
         """All dimensions in order."""
-        return tuple(dimension for _, knots in self.groups for dimension in knots)
+        return tuple(dimension for knots in self.numbers for dimension in knots)
 
     def fill(self, values: Values) -> Any:
-        """The value in mergekit's form: a scalar, a gradient, or a list of filtered ones."""
-        filled: list[tuple[str | None, Any]] = [
-            (name, _scalar_or_list([values[knot.name] for knot in knots]))
-            for name, knots in self.groups
-        ]
-        match filled:
-            case [(None, value)]:
-                return value
-            case _:
-                return [
-                    {"value": value} | ({} if name is None else {"filter": name})
-                    for name, value in filled
-                ]
+        """The value in mergekit's form."""
+        return self.spread.write(
+            [[d.value(cast("float", values[d.name])) for d in knots] for knots in self.numbers]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One model's part of weights that sum to one.
+
+    Each of the first models takes a share of what those before it left, and the last the rest: one
+    dimension fewer than models, any values sum to one, and every model can get all or nothing. A
+    uniform coordinate u is the share 1 - (1 - u)^(1/k) with k models to come, which makes uniform
+    coordinates uniform on the simplex (a stick is broken, Devroye 1986, "Non-Uniform Random
+    Variate Generation", V.2), whatever the order of the models.
+
+    Attributes:
+        spread: As of a hole.
+        numbers: The dimensions, `(groups, knots, models - 1)`.
+        place: Which model it is.
+    """
+
+    spread: Spread
+    numbers: tuple[tuple[tuple[Real, ...], ...], ...]
+    place: int
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions of all models, with the first; none with the others."""
+        return () if self.place else tuple(d for g in self.numbers for knot in g for d in knot)
+
+    def fill(self, values: Values) -> Any:
+        """The model's weights in mergekit's form."""
+        return self.spread.write(
+            [
+                [broken([cast("float", values[d.name]) for d in knot])[self.place] for knot in g]
+                for g in self.numbers
+            ]
+        )
+
+
+def broken(coordinates: Sequence[float]) -> list[float]:
+    """Weights that sum to one, `(models,)`, from coordinates 0 to 1, `(models - 1,)`."""
+    left, weights = 1.0, list[float]()
+    for at, u in enumerate(coordinates):
+        weight = left * (1 - (1 - u) ** (1 / (len(coordinates) - at)))
+        weights.append(weight)
+        left -= weight
+    return [*weights, left]
+
+
+def unbroken(weights: Sequence[float]) -> list[float]:
+    """Coordinates of weights that sum to one; the inverse of `broken`."""
+    left, coordinates = 1.0, list[float]()
+    for at, weight in enumerate(weights[:-1]):
+        share = min(max(weight / left, 0.0), 1.0) if left > 0 else 0.0
+        coordinates.append(1 - (1 - share) ** (len(weights) - 1 - at))
+        left -= weight
+    return coordinates
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A choice: of a word, a model, or any part of a recipe with holes of its own."""
+
+    choice: Choice
+    nodes: tuple[Any, ...]
+
+    def node(self, values: Values) -> Any:
+        """The chosen one."""
+        return self.nodes[self.choice.options.index(values[self.choice.name])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,88 +150,110 @@ class SearchSpace:
     """All recipes that a study may propose.
 
     Attributes:
-        template: The recipe with `Hole` objects in it.
+        template: The recipe with `Hole`, `Share` and `Branch` objects in it; under the one key
+            `choice`, beside what all have in common, where whole recipes are chosen from.
         methods: The methods that it may use.
-        dimensions: In the order in which they are asked for; the method first.
+        dimensions: In the order in which they are asked for: choices before what they decide.
+        points: What is tried first, in order.
     """
 
     template: Mapping[str, Any]
     methods: tuple[str, ...]
     dimensions: tuple[Dimension, ...]
+    points: tuple[Values, ...] = field(default=(), repr=False)
 
     @property
     def has_choices(self) -> bool:
         """Whether anything but numbers is searched."""
         return any(isinstance(dimension, Choice) for dimension in self.dimensions)
 
+    @property
+    def base(self) -> str | None:
+        """The base model, the first one where several are chosen from."""
+        return next(iter(bases(self.template)), None)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Aliases of all models that a candidate may list, in order of appearance."""
+        return listed(self.template)
+
     def method(self, values: Values) -> str:
         """The merge method that the values choose."""
-        return str(values.get(METHOD, next(iter(self.methods))))
+        return str(_word(_body(self.template, values)[METHOD], values))
 
-    def active(self, method: str) -> tuple[Dimension, ...]:
-        """The dimensions that a method has, the choice of the method itself left out."""
-        return tuple(d for d in self.dimensions if d.name != METHOD and method in d.methods)
+    def active(self, values: Values) -> tuple[Dimension, ...]:
+        """The dimensions that exist under the values of those before them."""
+        return tuple(d for d in self.dimensions if exists(d, values))
+
+    def draw(self, ask: Callable[[Dimension], float | int | bool | str]) -> Values:
+        """Ask for every dimension that exists under what was answered before, in order."""
+        values: dict[str, float | int | bool | str] = {}
+        for dimension in self.dimensions:
+            if exists(dimension, values):
+                values[dimension.name] = ask(dimension)
+        return values
 
     def decode(self, values: Values) -> Recipe:
         """The recipe that the values describe; what the method lacks is left out."""
-        method = self.method(values)
-        return from_dict(_fill(self.template, values, method) | {METHOD: method})
+        body = _body(self.template, values)
+        method = str(_word(body[METHOD], values))
+        return from_dict(_fill(body, values, method) | {METHOD: method})
 
     def starts(self) -> tuple[Values, ...]:
-        """Recipes that people try first: equal weights, from the plain average's to full ones."""
-        parents = max(1, len(listed(self.template)) - self._lists_base())
-        points = [
-            {METHOD: method} | {d.name: _start(d, level) for d in self.active(method)}
-            for level in dict.fromkeys((1 / parents, 0.5, 1.0))
-            for method in self.methods
-        ]
-        names = {dimension.name for dimension in self.dimensions}
-        kept = [{k: v for k, v in point.items() if k in names} for point in points]
-        return tuple(point for i, point in enumerate(kept) if point not in kept[:i])
+        """What is tried first: the study's starts, known recipes, usual values; all different."""
+        return self.points
 
-    def _lists_base(self) -> int:
-        return int(self.template.get("base_model") in listed(self.template))
+    def probes(self) -> Iterator[Values]:
+        """Values that show every option of every choice at least once, the starts' first ones."""
+        yield from {self.method(values): values for values in reversed(self.points)}.values()
+        for dimension in self.dimensions:
+            for option in dimension.options if isinstance(dimension, Choice) else ():
+                yield self._probe(dimension, option)
+
+    def _probe(self, shown: Dimension, option: Scalar) -> Values:
+        wanted = dict(shown.under) | {shown.name: (option,)}
+
+        def ask(d: Dimension) -> float | int | bool | str:
+            if d.name in wanted:
+                return wanted[d.name][0]
+            return d.options[0] if isinstance(d, Choice) else d.coordinate(d.value(d.middle))
+
+        return self.draw(ask)
+
+    def everyone(self) -> Recipe:
+        """A recipe of all models that any candidate may have, with what all have in common."""
+        models = dict.fromkeys((*self.models, *bases(self.template)))
+        first = self.decode(self.points[0])
+        slices = (Slice(tuple(Source(model) for model in models)),)
+        return Recipe(
+            "linear",
+            slices,
+            self.base,
+            tokenizer=first.tokenizer,
+            chat_template=first.chat_template,
+            compat=first.compat,
+        )
 
     def describe(self) -> list[Any]:
         """A canonical description, for the study's protocol."""
-        return [
-            [d.name, d.low, d.high, d.log, list(d.methods)]
-            if isinstance(d, Real)
-            else [d.name, list(d.options), list(d.methods)]
-            for d in self.dimensions
-        ]
+        return [_describe(dimension) for dimension in self.dimensions]
 
 
 def tensor_groups(space: SearchSpace) -> Iterator[str]:
     """The tensor-name filters that the holes use."""
-    for hole in holes(space.template):
-        yield from (name for name, _ in hole.groups if name is not None)
+    for node in holes(space.template):
+        if isinstance(node, Hole | Share):
+            yield from (name for name, _ in node.spread.filters if name is not None)
 
 
-def sources(
-    template: Mapping[str, Any],
-) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
-    """Each source with the prefix of its dimensions' names, and what its slice and module say."""
-    modules: Mapping[str, Any] = template.get("modules", {})
-    bodies: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [("", {}, template)]
-    bodies += [(f"{name}.", module["parameters"], module) for name, module in modules.items()]
-    for prefix, outer, body in bodies:
-        for source in body.get("models", []):
-            yield prefix, outer, source
-        for i, part in enumerate(body.get("slices", [])):
-            for source in part["sources"]:
-                yield f"{prefix}slice{i}.", outer | part["parameters"], source
-
-
-def listed(template: Mapping[str, Any]) -> tuple[str, ...]:
-    """Aliases of the models that a template lists, in order."""
-    return tuple(dict.fromkeys(source["model"] for _, _, source in sources(template)))
-
-
-def holes(node: Any) -> Iterator[Hole]:
-    """All holes of a template, in its order."""
-    if isinstance(node, Hole):
+def holes(node: Any) -> Iterator[Hole | Share | Branch]:
+    """All holes of a template in the order in which they are asked for."""
+    if isinstance(node, Hole | Share):
         yield node
+    elif isinstance(node, Branch):
+        yield node
+        for option in node.nodes:
+            yield from holes(option)
     elif isinstance(node, Mapping):
         for value in cast("Mapping[str, Any]", node).values():
             yield from holes(value)
@@ -159,13 +262,83 @@ def holes(node: Any) -> Iterator[Hole]:
             yield from holes(value)
 
 
-def _scalar_or_list(values: list[float | int | bool | str]) -> Any:
-    return values if len(values) > 1 else values[0]
+def dimensions_of(template: Any) -> Iterator[Dimension]:
+    """The dimensions of all holes."""
+    for node in holes(template):
+        if isinstance(node, Branch):
+            yield node.choice
+        else:
+            yield from node.dimensions
+
+
+def listed(template: Any) -> tuple[str, ...]:
+    """Aliases of the models that the sources of a template may name, in order."""
+    return tuple(dict.fromkeys(_named(template, "model")))
+
+
+def bases(template: Any) -> tuple[str, ...]:
+    """Aliases of its base models."""
+    return tuple(dict.fromkeys(_named(template, "base_model")))
+
+
+def plain(node: Any) -> Any:
+    """A template as JSON; what its holes' dimensions are is left to `SearchSpace.describe`."""
+    if isinstance(node, Mapping):
+        return {str(key): plain(value) for key, value in cast("Mapping[Any, Any]", node).items()}
+    if isinstance(node, list):
+        return [plain(value) for value in cast("list[Any]", node)]
+    match node:
+        case Hole(spread):
+            names = [d.name for d in node.dimensions]
+            return names if spread.steps is None else [*names, list(spread.steps)]
+        case Share(spread, _, place):
+            return {"share": place, "steps": spread.steps and list(spread.steps)}
+        case Branch(choice, nodes):
+            return {choice.name: [plain(option) for option in nodes]}
+        case _:
+            return node
+
+
+def _named(node: Any, key: str) -> Iterator[str]:
+    if isinstance(node, Branch):
+        for option in node.nodes:
+            yield from _named(option, key)
+    elif isinstance(node, list):
+        for value in cast("list[Any]", node):
+            yield from _named(value, key)
+    elif isinstance(node, Mapping):
+        for name, value in cast("Mapping[str, Any]", node).items():
+            if name == key:
+                yield from _words(value)
+            elif name != "parameters":
+                yield from _named(value, key)
+
+
+def _words(node: Any) -> Iterator[str]:
+    if isinstance(node, Branch):
+        for option in node.nodes:
+            yield from _words(option)
+    elif node is not None:
+        yield str(node)
+
+
+def _word(node: Any, values: Values) -> Any:
+    return node.node(values) if isinstance(node, Branch) else node
+
+
+def _body(template: Mapping[str, Any], values: Values) -> Mapping[str, Any]:
+    """The recipe itself, or the chosen one with what all have in common."""
+    if BRANCH not in template:
+        return template
+    common = {key: value for key, value in template.items() if key != BRANCH}
+    return common | dict(_word(template[BRANCH], values))
 
 
 def _fill(node: Any, values: Values, method: str) -> Any:
-    if isinstance(node, Hole):
+    if isinstance(node, Hole | Share):
         return node.fill(values)
+    if isinstance(node, Branch):
+        return _fill(node.node(values), values, method)
     if isinstance(node, list):
         return [_fill(value, values, method) for value in cast("list[Any]", node)]
     if not isinstance(node, Mapping):
@@ -174,18 +347,24 @@ def _fill(node: Any, values: Values, method: str) -> Any:
     for key, value in cast("Mapping[str, Any]", node).items():
         if key == "parameters":
             known = {p.name for p in find_method(method).parameters}
-            value = {name: v for name, v in value.items() if name in known}
+            value = {name: v for name, v in _word(value, values).items() if name in known}
             if not value:
                 continue
         filled[key] = _fill(value, values, method)
     return filled
 
 
-def _start(dimension: Dimension, level: float) -> float | int | bool | str:
-    """A usual value: weights at `level`, everything else at its high end or middle."""
+def _describe(dimension: Dimension) -> list[Any]:
+    """Name and range or options; the rest only where it is not as usual."""
     if isinstance(dimension, Choice):
-        return dimension.options[0]
-    usual = {"weight": level, "density": dimension.high, "t": 0.5, "scale": 1.0, "lambda": 1.0}
-    low, high = dimension.low, dimension.high
-    middle = math.sqrt(low * high) if dimension.log else (low + high) / 2
-    return min(max(usual.get(dimension.parameter, middle), low), high)
+        told: list[Any] = [dimension.name, list(dimension.options), list(dimension.methods)]
+    else:
+        told = [dimension.name, dimension.low, dimension.high, dimension.log]
+        told.append(list(dimension.methods))
+    if isinstance(dimension, Whole):
+        told.append("whole")
+    if isinstance(dimension, Real) and (prior := dimension.prior):
+        told.append([prior.mean, prior.sd, prior.low, prior.high])
+    if dimension.under:
+        told.append([[name, list(allowed)] for name, allowed in dimension.under])
+    return told

@@ -6,44 +6,46 @@ left is not waited for, because the folder itself is held by a lock that dies wi
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy import make_url
 
 from search.errors import StudyError, first_line
+from search.holding import HeldStudy, held_file
+from search.patience import patient
 
 JOURNAL = "journal.log"
 
 
 @contextmanager
-def open_storage(location: str, folder: Path) -> Generator[BaseStorage]:
+def open_storage(location: str, folder: Path, study: str) -> Generator[BaseStorage]:
     """Open a study's storage for the one process that proposes and tells.
 
     Args:
         location: A folder, or a database URL (`sqlite:///…`, `postgresql://…`).
         folder: What a relative folder is relative to.
+        study: The study's name; of a database with many studies only this one is held.
 
     Raises:
-        StudyError: If another process holds the folder, or the database can't be reached.
+        StudyError: If another process holds it, or the database can't be reached.
     """
     if "://" in location:
-        yield _database(location)
+        with _database(location, study) as storage:
+            yield storage
         return
     home = folder / location
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("a+") as lock:
-        _hold(lock, home)
+    with held_file(home / "lock", str(home)):
         repair(home / JOURNAL)
-        backend = JournalFileBackend(str(home / JOURNAL), _HeldAlready(str(home / JOURNAL)))
-        yield JournalStorage(backend)
+        yield patient(JournalStorage(_Journal(home / JOURNAL)), str(home))
 
 
 def repair(journal: Path) -> int:
@@ -75,6 +77,22 @@ def _record(line: bytes) -> bytes:
     return b""
 
 
+class _Journal(JournalFileBackend):
+    """A journal file of which no torn record stays when the disk is full."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), _HeldAlready(str(path)))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        size = self._path.stat().st_size
+        try:
+            super().append_logs(logs)
+        except OSError:
+            os.truncate(self._path, size)
+            raise
+
+
 class _HeldAlready(JournalFileOpenLock):
     """The folder's own lock keeps every other process out."""
 
@@ -85,23 +103,22 @@ class _HeldAlready(JournalFileOpenLock):
         return None
 
 
-def _hold(lock: IO[str], home: Path) -> None:
+@contextmanager
+def _database(url: str, study: str) -> Generator[BaseStorage]:
+    place = url.split("@")[-1]  # the part before may hold a password
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "?"
-        raise StudyError(
-            [f"{home} is in use by process {holder}; wait for it, or stop it"]
-        ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-
-
-def _database(url: str) -> BaseStorage:
-    try:
-        return RDBStorage(url)
+        address = make_url(url)
+        inner = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except Exception as error:  # drivers and servers fail in types of their own
-        place = url.split("@")[-1]  # the part before may hold a password
         raise StudyError([f"storage: {place} can't be opened: {first_line(error)}"]) from None
+    with contextlib.ExitStack() as held:
+        recover: Callable[[], None] = lambda: None  # noqa: E731
+        if address.get_backend_name() == "sqlite" and address.database:
+            lock = Path(f"{address.database}.{study}.lock")
+            held.enter_context(held_file(lock, f"study '{study}'"))
+        else:
+            lock = HeldStudy(inner.engine, study)
+            held.callback(lock.release)
+            recover = lock.hold
+        yield patient(get_storage(inner), place, recover)
+        inner.engine.dispose()

@@ -91,6 +91,7 @@ class _Variances:
         for start, rows in self.group.deltas():
             yield start, _variance(rows)
 
+    @property
     def native(self) -> None:
         return None
 

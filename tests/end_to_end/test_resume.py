@@ -3,16 +3,23 @@
 import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 from tiny_study import study_dict, write_study
 
-from search.bench import check_study
+from evals import likelihood, memory
+from evals.items import Role
+from search.bench import build_bench, check_study
+from search.commands import compare_study, run_study
+from search.finals import claim
 from search.study import open_study
 
+QUIET = Console(file=StringIO())
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
@@ -34,7 +41,9 @@ def test_interrupt_finishes_the_running_trial(tmp_path):
     assert statuses == [130]
     trials = stored(study)
     assert 0 < len(trials) < 200
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    states = [trial.state for trial in trials]
+    assert TrialState.FAIL not in states
+    assert states.count(TrialState.RUNNING) < 4  # of its batch: begun when the study goes on
 
 
 def test_orphan_is_retried_and_nothing_else_changes(tmp_path):
@@ -61,10 +70,85 @@ def test_candidate_that_kills_the_process_is_given_up(tmp_path):
     assert all(trial.state is TrialState.COMPLETE for trial in others)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["quick", "plain"])
+def test_requests_go_on_being_answered_as_they_were(tmp_path, monkeypatch, first):
+    """Another candidate would decide otherwise between the quick and the plain way, here always."""
+    whole, halved = (bfloat16_study(tmp_path / name) for name in ("whole", "halved"))
+    monkeypatch.setattr(likelihood, "_agree", lambda *_: (first, "by the first candidate"))
+    run_study(whole, QUIET)
+    half = halved.read_text().replace("trials: 6", "trials: 3")
+    full = halved.read_text()
+    halved.write_text(half)
+    run_study(halved, QUIET)
+    halved.write_text(full)
+    monkeypatch.setattr(likelihood, "_agree", lambda *_: (not first, "by another one"))
+    run_study(halved, QUIET)
+    assert len(history(whole)) == 6
+    assert history(halved) == history(whole)
+    bench = build_bench(check_study(halved), (Role.SEARCH, Role.HOLDOUT))
+    with open_study(bench.study) as opened:
+        claim(opened, bench, 0.01)
+    assert [("by the first candidate" in way) for way in bench.harness.answering.ways] == [True]
+    monkeypatch.setattr(likelihood, "_agree", lambda *_: (first, "by the first candidate"))
+    ours, theirs = (compare_study(path, QUIET).cards for path in (halved, whole))
+    assert {n: card.items for n, card in ours.items()} == {n: c.items for n, c in theirs.items()}
+
+
+def test_the_two_ways_differ_in_bfloat16(tmp_path, monkeypatch):
+    """Else the test above could not fail."""
+    found = []
+    for quick in (True, False):
+        study = bfloat16_study(tmp_path / str(quick))
+        monkeypatch.setattr(likelihood, "_agree", lambda *_, told=quick: (told, ""))
+        run_study(study, QUIET)
+        found.append([entry[-1] for entry in history(study)])
+    assert found[0] != found[1]
+
+
+def test_a_batch_size_that_memory_forced_is_kept(tmp_path, monkeypatch):
+    study = write_study(
+        tmp_path, study_dict(evaluation={"tasks": ["./tasks"], "batch_size": "auto"})
+    )
+    sizes = []
+    real = memory.BatchSize.attempt
+
+    def attempt(self, work):
+        def limited(sequences):
+            sizes.append(sequences)
+            if sequences > 8 and scarce:
+                raise MemoryError
+            return work(sequences)
+
+        return real(self, limited)
+
+    monkeypatch.setattr(memory.BatchSize, "attempt", attempt)
+    scarce = True
+    run_study(study, QUIET)
+    assert {32, 16, 8} == set(sizes)
+    scarce = False
+    sizes.clear()
+    raised = study.read_text().replace("trials: 6", "trials: 8")
+    study.write_text(raised)
+    run_study(study, QUIET)
+    compare_study(study, QUIET)
+    # Parents are scored before a study's own size is known to a new process; none are here.
+    assert set(sizes) == {8}
+
+
+def bfloat16_study(folder: Path) -> Path:
+    folder.mkdir()
+    objectives = [{"task": "tiny_exact", "metric": "perplexity"}]
+    search = {"sampler": "random", "trials": 6, "finalists": 2}
+    return write_study(folder, study_dict(search=search, objectives=objectives, dtype="bfloat16"))
+
+
 def new_study(folder: Path, sampler: str, trials: int = 8) -> Path:
     folder.mkdir(exist_ok=True)
     search = {"sampler": sampler, "trials": trials, "finalists": 2}
-    return write_study(folder, study_dict(search=search))
+    recipe = study_dict()["recipe"]
+    for source in recipe["models"]:  # no trial is a baseline, whose scores are known
+        source["parameters"]["weight"]["range"] = [0.55, 1.5]
+    return write_study(folder, study_dict(search=search, recipe=recipe))
 
 
 def raise_budget(study: Path, trials: int) -> None:

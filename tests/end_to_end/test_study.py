@@ -51,9 +51,14 @@ def test_every_trial_has_recipe_scores_and_items(finished):
         assert record.value == pytest.approx(fmean(items["probability"]), abs=1e-4)
 
 
-def test_usual_weights_come_first(finished):
-    weights = [set(trial.params.values()) for trial in stored(finished)[:2]]
-    assert weights == [{0.5}, {1.0}]
+def test_known_recipes_come_first_and_cost_nothing(finished):
+    """The base, the parents, their average, task arithmetic; they were scored before the search."""
+    trials = stored(finished)[:5]
+    weights = [tuple(trial.params.values()) for trial in trials]
+    assert weights == [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.4, 0.4)]
+    assert {load(trial).merge_seconds for trial in trials} == {0.0}
+    assert len({trial.value for trial in trials}) > 1
+    assert [load(trial).reused for trial in stored(finished)[:2]] == ["base", "a"]
 
 
 def test_exported_model_loads_and_is_the_winner(finished):
@@ -140,12 +145,22 @@ def test_larger_budget_goes_on(tmp_path):
     assert [trial.number for trial in stored(study)] == list(range(8))
 
 
+def test_another_sampler_goes_on_from_the_same_trials(tmp_path):
+    study = write_study(tmp_path)
+    run_study(study, silent())
+    write_study(tmp_path, study_dict(search={"sampler": "tpe", "trials": 8, "finalists": 3}))
+    run_study(study, silent())
+    with open_study(check_study(study)) as opened:
+        assert opened.user_attrs["samplers"] == [[0, "random"], [6, "tpe"]]
+        assert len(opened.trials) == 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"items": {"search": 12, "select": 8, "holdout": 16}}, "items.search: was 16, is 12"),
         ({"dtype": "bfloat16"}, 'dtype: was "float32", is "bfloat16"'),
-        ({"search": {"sampler": "tpe", "trials": 6}}, 'sampler.word: was "random", is "tpe"'),
+        ({"search": {"sampler": "random", "seed": 1}}, "seed: was 0, is 1"),
     ],
 )
 def test_other_conditions_are_refused(finished, change, message):

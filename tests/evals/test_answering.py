@@ -7,7 +7,7 @@ from lm_eval.api.instance import Instance
 from windows import hflm, lively
 
 import evals.answering
-from evals.answering import Answering
+from evals.answering import Answering, Practice
 from evals.harness import Harness
 from evals.items import Role
 
@@ -50,3 +50,22 @@ def test_a_plan_is_made_once_for_each_role(
     assert made == [12 * 4, 4 * 4]
     assert harness.answering.ways
     assert all(way.startswith("contexts shared") for way in harness.answering.ways)
+
+
+def test_a_practice_is_adopted_whole(open_local: Callable, harness_of: Callable[..., Harness]):
+    harness = harness_of(open_local("tiny_choice"), (Role.SEARCH,))
+    assert harness.answering.practice.gates == {}
+    harness.score(Role.SEARCH)
+    (shares, way), *others = harness.answering.practice.gates.values()
+    assert (shares, way.startswith("contexts shared"), others) == (True, True, [])
+    plain = Practice(4, {"loglikelihood": (False, "one by one"), "another": (True, "shared")})
+    harness.answering.adopt(plain)  # a plan that is made already follows it too
+    assert harness.answering.ways == ("one by one",)
+    assert harness.answering.practice.gates == plain.gates
+    assert harness.answering.practice.sequences != 4  # the study states a size
+
+
+def test_practices_join_in_the_order_in_which_they_were_found():
+    one = Practice(16, {"a": (True, "first")})
+    other = Practice(8, {"a": (False, "second"), "b": (True, "new")})
+    assert one.joined(other) == Practice(8, {"a": (True, "first"), "b": (True, "new")})

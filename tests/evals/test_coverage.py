@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import yaml
 from plain_lm_eval import plain_model, plain_results
+from sklearn.metrics import f1_score
 
 from evals.errors import EvaluationError
 from evals.harness import Harness
 from evals.items import Counts, Role
 from evals.loading import TaskRequest
+from evals.objective import objective
 from evals.resident import Resident
 from evals.scorecard import Scorecard
 from evals.settings import Settings
@@ -23,6 +25,34 @@ CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+FIGURES = """
+from sklearn.metrics import f1_score
+
+def repeated(responses, documents):
+    return [[f"so {d['text']} it {r}" for r in rs] for rs, d in zip(responses, documents)]
+
+def judged(document, results):
+    nats, gold = -results[document["gold"]][0], document["gold"]
+    return {"kinds": (str(gold), str(int(10 * nats) % 4)), "graded": nats if gold else float("nan")}
+
+def kinds(items):
+    return f1_score(*zip(*items), average="weighted")
+"""
+SAID = """
+filter_list:
+  - name: repeated
+    filter:
+      - {function: custom, filter_fn: !function figures.repeated}
+      - {function: take_first}
+"""
+OWN = """
+process_results: !function figures.judged
+metric_list:
+  - {metric: kinds, aggregation: !function figures.kinds, higher_is_better: true}
+  - {metric: graded, aggregation: nanmean, higher_is_better: false}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +120,17 @@ def tasks(study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ],
         },
     )
+    whole = {"metric_list": [{"metric": "brier_score"}, {"metric": "acc", **MEAN}]}
+    write(folder, choice | {"task": "tiny_brier"} | whole)
+    (folder / "figures.py").write_text(FIGURES)
+    said = {"task": "tiny_said", "doc_to_target": "so {{text}} it is"}
+    said["metric_list"] = [{"metric": name} for name in ("bleu", "chrf", "chrf++", "ter")]
+    write(folder, generate | said)
+    with (folder / "tiny_said.yaml").open("a") as file:
+        file.write(SAID)
+    write(folder, choice | {"task": "tiny_own", "metric_list": None})
+    with (folder / "tiny_own.yaml").open("a") as file:
+        file.write(OWN)
     for name, by_size in (("tiny_group", True), ("tiny_equal", False)):
         group = {
             "group": name,
@@ -193,6 +234,49 @@ def test_every_kind_of_task_gives_lm_evals_results(
         name, metric, True, 1.0, {Role.SEARCH: tuple(every)}, by_size=benchmark.by_size
     )
     assert one.figure(values, Role.SEARCH) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "better"),
+    [
+        ("tiny_said", "bleu,repeated", True),
+        ("tiny_said", "chrf,repeated", True),
+        ("tiny_said", "chrf++,repeated", True),
+        ("tiny_said", "ter,repeated", False),
+        ("tiny_brier", "brier_score,none", False),
+        ("tiny_own", "graded,none", False),
+    ],
+)
+def test_figures_of_the_whole_set_are_lm_evals(
+    whole: Score, resident: Resident, tasks: Path, name: str, metric: str, better: bool
+):
+    cards, harness = whole(TaskRequest(name, metric))
+    (benchmark,) = harness.benchmarks
+    every = [item for items in benchmark.items.values() for item in items]
+    kept = [value for card in cards.values() for value in card.items[name][metric]]
+    expected = plain_results(resident, tasks, name)["results"][name][metric]
+    assert 0 < expected != 1
+    one = type(benchmark)(name, metric, better, 1.0, {Role.SEARCH: tuple(every)})
+    assert one.figure(kept, Role.SEARCH) == pytest.approx(expected, rel=1e-5)
+    assert benchmark.higher_is_better == better
+    unit = 100 if name == "tiny_said" else 1
+    pooled = Scorecard((), {name: {metric: kept}}, 0.0, Role.SEARCH)
+    assert objective([pooled], [one]) == pytest.approx(
+        (1 if better else -1) * expected / unit, rel=1e-5
+    )
+
+
+def test_a_tasks_own_figure_is_lm_evals(whole: Score, resident: Resident, tasks: Path):
+    """Its code makes a figure of all items only; each has its share of it."""
+    cards, harness = whole(TaskRequest("tiny_own", "kinds,none"))
+    given = theirs(plain_results(resident, tasks, "tiny_own"), "kinds,none")
+    items = harness.benchmarks[0].items[Role.SEARCH]
+    results = [given["tiny_own", item.document["query"]] for item in items]
+    expected = f1_score(*zip(*results, strict=True), average="weighted")
+    (score,) = cards[Role.SEARCH].scores
+    assert 0 < expected < 1
+    assert score.value == pytest.approx(expected)
+    assert objective([cards[Role.SEARCH]], harness.benchmarks) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("multiturn", [True, False])

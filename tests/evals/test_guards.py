@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evals.guards import Range, disagreement, health, norm, ranges
+from evals.guards import Range, disagreement, disproportion, health, norm, ranges
 from evals.resident import Resident
 
 
@@ -93,3 +93,10 @@ def test_a_norm_is_right_whatever_the_dtype(dtype: torch.dtype):
     assert norm(tensor) == pytest.approx(100_000.0, rel=0.01)
     tensor[-1] = torch.nan
     assert norm(tensor) != norm(tensor)
+
+
+def test_measured_norms_are_judged_where_something_is_known():
+    known = {"x": Range(1.0, 2.0)}
+    assert disproportion({"x": 20.0, "y": 1e9}, known) is None
+    assert "of no parent above 2" in (disproportion({"x": 20.1}, known) or "")
+    assert "vanished" in (disproportion({"x": 0.9e-3}, known, "reference") or "")

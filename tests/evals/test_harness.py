@@ -235,20 +235,13 @@ def test_too_few_items_are_a_mistake_of_each_task(open_local: OpenLocal):
     ]
 
 
-@pytest.mark.parametrize(
-    ("metric", "aggregation", "name"),
-    [("bleu", "bleu", "bleu"), ("brier_score", "brier_score", "brier_score")],
-)
-def test_a_figure_of_the_whole_set_is_refused(
-    study_folder: Path, tmp_path: Path, metric: str, aggregation: str, name: str
-):
+def test_a_metric_that_measures_nothing_is_refused(study_folder: Path, tmp_path: Path):
     task = yaml.safe_load((study_folder / "tasks/tiny_choice.yaml").read_text())
     task["task"] = "tiny_whole"
-    entry = {"metric": metric, "aggregation": aggregation, "higher_is_better": True}
-    task["metric_list"] = [entry]
+    task["metric_list"] = [{"metric": "bypass"}]
     _write_task(tmp_path, task, study_folder)
     mistakes = _mistakes("tiny_whole", tmp_path)
-    assert f"'{metric}' ({name}) is a figure of the whole set" in mistakes[0]
+    assert "'bypass' measures nothing, lm-eval gives 999 for it" in mistakes[0]
 
 
 def test_an_unknown_task_is_a_mistake_with_similar_names(study_folder: Path):

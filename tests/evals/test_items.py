@@ -1,7 +1,10 @@
 """The ledger: which documents play which role."""
 
+from dataclasses import replace
+from random import Random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.errors import EvaluationError
@@ -191,3 +194,150 @@ def test_the_same_text_under_two_subtasks_is_two_items_of_one_role(seed: int):
     for role, places in dealt.roles.items():
         assert all(role_of[twice[at].likeness] is role for at in places)
     assert len(dealt.roles[Role.SEARCH]) == 20
+
+
+def clustered(sizes: list[int], stratum: bool = False) -> list[Document]:
+    """Documents of clusters of the given sizes; each may be a stratum of its own."""
+    numbers = iter(range(sum(sizes)))
+    return [
+        replace(document(next(numbers), f"s{c}" if stratum else ""), cluster=f"c{c}")
+        for c, size in enumerate(sizes)
+        for _ in range(size)
+    ]
+
+
+def clusters_of(documents: list[Document], places: tuple[int, ...]) -> list[str]:
+    return [documents[at].cluster for at in places]
+
+
+sizes = st.lists(st.integers(1, 6), min_size=45, max_size=60)  # enough for all counts below
+
+
+@settings(max_examples=25)
+@given(sizes, st.integers(0, 50), st.booleans())
+def test_a_cluster_has_one_role(found: list[int], seed: int, strata: bool):
+    many = clustered(found, strata)
+    dealt = split("t", many, Counts(7, 7, 7), seed)
+    assert [len(dealt.roles[role]) for role in Role] == [7, 7, 7]
+    per_role = [set(clusters_of(many, dealt.roles[role])) for role in Role]
+    assert sum(map(len, per_role)) == len(set.union(*per_role))
+
+
+@settings(max_examples=25)
+@given(sizes, st.integers(0, 50))
+def test_every_item_has_a_role_or_a_reason(found: list[int], seed: int):
+    many = clustered(found)
+    dealt = split("t", many, Counts(None, 7, 7), seed)
+    assert sum(map(len, dealt.roles.values())) + dealt.apart == len(many)
+    assert dealt.elsewhere == 0
+    # Only the last cluster of holdout and of select is left unfinished.
+    assert dealt.apart <= 2 * (max(found) - 1)
+
+
+@settings(max_examples=25)
+@given(sizes, st.randoms(use_true_random=False))
+def test_clusters_are_dealt_alike_whatever_the_files_order(found: list[int], chance: Random):
+    many = clustered(found)
+    shuffled = chance.sample(many, len(many))
+    counts = Counts(7, 7, 7)
+    assert contents(shuffled, split("t", shuffled, counts, 0)) == contents(
+        many, split("t", many, counts, 0)
+    )
+
+
+@settings(max_examples=25)
+@given(sizes, st.integers(7, 14))
+def test_of_clusters_too_fewer_items_are_a_prefix_of_more(found: list[int], more: int):
+    many = clustered([*found, 6, 6, 6])
+    small = split("t", many, Counts(7, 7, 7), 1).roles
+    large = split("t", many, Counts(more, 7, 7), 1).roles
+    assert large[Role.SEARCH][:7] == small[Role.SEARCH]
+    assert (large[Role.SELECT], large[Role.HOLDOUT]) == (small[Role.SELECT], small[Role.HOLDOUT])
+    larger = split("t", many, Counts(7, 7, 14), 1).roles
+    assert larger[Role.HOLDOUT][:7] == small[Role.HOLDOUT]
+
+
+def test_search_items_come_from_many_clusters():
+    many = clustered([10] * 30)
+    dealt = split("t", many, Counts(20, 20, 20), 0)
+    assert len(set(clusters_of(many, dealt.roles[Role.HOLDOUT]))) == 2
+    assert len(set(clusters_of(many, dealt.roles[Role.SEARCH]))) > 10
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 200))
+def test_clusters_are_dealt_evenly_over_strata(seed: int):
+    """30 clusters of one kind, 15 of another: the holdout has its share to within a cluster."""
+    many = [replace(d, stratum="ab"[int(d.cluster[1:]) % 3 == 0]) for d in clustered([4] * 45)]
+    places = split("t", many, Counts(20, 20, 60), seed).roles[Role.HOLDOUT]
+    found = sum(many[at].stratum == "b" for at in places)
+    assert abs(found - 20) <= 2 * 4
+
+
+def test_where_strata_are_the_clusters_size_does_not_decide_who_comes_first():
+    """A subject that is both: a large one is in the holdout as often as a small one."""
+    many = clustered([20, *[4] * 19], stratum=True)
+    held = [
+        "c0" in clusters_of(many, split("t", many, Counts(6, 21, 25), seed).roles[Role.HOLDOUT][:1])
+        for seed in range(400)
+    ]
+    assert 0.01 < sum(held) / 400 < 0.11  # 1 of 20
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 50))
+def test_repeats_and_other_tasks_stay_on_one_side_of_clusters(seed: int):
+    taken: dict[str, Role] = {}
+    many = clustered([3] * 20)
+    repeated = [*many, replace(many[0], cluster="c99")]
+    first = split("a", repeated, Counts(6, 6, 12), seed, taken=taken)
+    assert first.duplicates == 1
+    # The same passages in another task, with other questions.
+    others = [replace(document(n + 500), cluster=d.cluster) for n, d in enumerate(many)]
+    second = split("b", others, Counts(5, 5, 5), seed + 1, taken=taken)
+    for role, places in first.roles.items():
+        for other, theirs in second.roles.items():
+            if other is not role:
+                assert not {repeated[at].cluster for at in places} & {
+                    others[at].cluster for at in theirs
+                }
+
+
+def test_few_clusters_say_what_there_is_and_what_to_do():
+    with pytest.raises(EvaluationError) as error:
+        split("race", clustered([30, 30, 10]), Counts(20, 20, 40), 0)
+    told = str(error.value)
+    assert "task 'race': has 70 different items in 3 clusters, the largest of 30, too few" in told
+    assert "items are left over for it" in told
+    assert told.endswith("name a field with smaller clusters as the objective's 'cluster'")
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        (Counts(8, 8, 4), "all 4 holdout items would be of one cluster"),
+        (Counts(8, 4, 8), "all 4 select items would be of one cluster"),
+        (Counts(4, 8, 8), "all 4 search items would be of one cluster"),
+    ],
+)
+def test_a_role_of_one_cluster_is_refused(counts: Counts, told: str):
+    clusters = [6] * (5 if counts.search == 4 else 6)
+    with pytest.raises(EvaluationError, match=f"{told}.*; ask for more"):
+        split("t", clustered(clusters), counts, 0)
+
+
+def test_documents_that_stand_alone_are_dealt_as_if_there_were_no_clusters():
+    alone = [replace(d, cluster=f"own {d.likeness}") for d in stratified()]
+    # The order within holdout and select is by the clusters' own hash, but search's is the items'.
+    assert split("t", alone, Counts(50, 0, 0), 2) == split("t", stratified(), Counts(50, 0, 0), 2)
+
+
+def test_the_deal_stays_what_it_was():
+    """Another one would make every stored study another study."""
+    twice = [document(n, f"{task}/{n % 3}", task) for task in ("p", "q") for n in range(12)]
+    roles = split("t", twice, Counts(6, 4, 5), 7).roles
+    assert {str(role): list(places) for role, places in roles.items()} == {
+        "search": [19, 20, 0, 8, 7, 12],
+        "select": [13, 17, 9, 5],
+        "holdout": [22, 23, 3, 11, 10],
+    }

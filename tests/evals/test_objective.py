@@ -16,8 +16,9 @@ def benchmark(
     name: str, better: bool, aggregate: Callable[[Sequence[Value]], float], weight: float = 1.0
 ) -> Benchmark:
     class Stub(Benchmark):
-        def aggregate(self, values: Sequence[Value]) -> float:
-            return aggregate(values)
+        @property
+        def aggregations(self) -> dict[str, Callable[[Sequence[Value]], float]]:
+            return {"metric": aggregate}
 
     return Stub(name, "metric,none", better, weight, {})
 

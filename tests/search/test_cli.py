@@ -117,7 +117,7 @@ def test_check_lists_mistakes(run: Run, study_folder: Path):
     path = write(study_folder / "bad.yaml", objectives=[objective])
     code, out, err = run("check", path)
     assert (code, out) == (2, "")
-    assert "objectives[0].cluster: task 'tiny_choice': its documents have no field 'passage'" in err
+    assert "objectives[0]: task 'tiny_choice': its documents have no field 'passage'" in err
 
 
 def lined_up(study_folder: Path) -> tuple[object, ...]:

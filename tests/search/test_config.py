@@ -72,8 +72,8 @@ def test_search_items_may_be_the_rest():
         ({"items": {"select": 2.5}}, "items.select: input should be a valid integer"),
         (
             {"search": {"sampler": "tpee"}},
-            "search.sampler: input should be 'auto', 'tpe', 'cmaes', 'gp', 'qmc' or 'random', "
-            "got 'tpee'",
+            "search.sampler: input should be 'auto', 'tpe', 'cmaes', 'catcma', 'gp', 'nsgaii', "
+            "'evolution', 'qmc' or 'random', got 'tpee'",
         ),
         ({"dtype": "fp32"}, "dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         (

@@ -9,8 +9,10 @@ import yaml
 from rich.console import Console
 from tiny_study import study_dict, write_study
 
+from evals.items import Role
 from evals.power import smallest_gain
 from search.bench import check_study
+from search.errors import ProtocolError
 from search.outlook import print_outlook, reach
 
 
@@ -28,7 +30,7 @@ def test_clusters_leave_fewer_independent_items(tmp_path: Path):
     study = write_study(tmp_path)
     independent = reach(check_study(study))
     for path in (tmp_path / "data").glob("*.jsonl"):
-        rows = [json.loads(line) | {"unit": at % 6} for at, line in enumerate(path.open())]
+        rows = [json.loads(line) | {"unit": at % 15} for at, line in enumerate(path.open())]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     named = {"task": "tiny_choice", "metric": "acc", "cluster": "unit"}
     clustered = reach(check_study(write_study(tmp_path, study_dict(objectives=[named]))))
@@ -49,8 +51,9 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     for text in (
         "a: ./models/a (3 layers",
         "b.weight[mlp]",
-        "0.1 to 1, by its logarithm",
-        "ties, task_arithmetic",
+        "0.1 to 1",
+        "logarithm",
+        "merge_method: ties",
         "for the live model (float32 on cpu)",
         "compare makes 6",
     ):
@@ -58,18 +61,36 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_cluster_field_or_a_margin_makes_no_other_study(tmp_path: Path):
-    """Neither changes a trial's scores, so a study may be given them later."""
+def test_a_margin_may_be_given_later_but_clusters_may_not(tmp_path: Path):
+    """No margin changes a trial's scores; clusters change which items are whose."""
     from search.commands import compare_study, run_study
 
     quiet = Console(file=StringIO())
     study = write_study(tmp_path)
     run_study(study, quiet)
-    named = study_dict(
-        objectives=[{"task": "tiny_choice", "metric": "acc", "cluster": "answer"}],
-        compare={"margin": 0.3},
-    )
-    study.write_text(yaml.safe_dump(named))
-    found = compare_study(study, quiet).verdicts
-    assert found.margin == 0.3
+    study.write_text(yaml.safe_dump(study_dict(compare={"margin": 0.3})))
+    assert compare_study(study, quiet).verdicts.margin == 0.3
+    named = {"task": "tiny_choice", "metric": "acc", "cluster": "query"}
+    study.write_text(yaml.safe_dump(study_dict(objectives=[named])))
+    with pytest.raises(ProtocolError, match=r'clusters: was null, is {"tiny_choice": "query"}'):
+        compare_study(study, quiet)
+
+
+def test_a_study_with_clusters_is_searched_and_compared_by_them(tmp_path: Path):
+    from search.commands import compare_study, run_study
+
+    quiet = Console(file=StringIO())
+    path = write_study(tmp_path)
+    for file in (tmp_path / "data").glob("*.jsonl"):
+        rows = [json.loads(line) | {"unit": at // 5} for at, line in enumerate(file.open())]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = {"task": "tiny_choice", "metric": "acc", "cluster": "unit"}
+    path.write_text(yaml.safe_dump(study_dict(objectives=[named])))
+    checked = check_study(path)
+    (task,) = checked.tasks
+    units = [{d["unit"] for d in task.documents(role)} for role in Role]
+    assert sum(map(len, units)) == len(set.union(*units))
+    assert any("its 16 holdout items come from 4 clusters" in note for note in task.notes)
+    run_study(path, quiet)
+    found = compare_study(path, quiet).verdicts
     assert {c.gain.clusters for c in found.overall} == {4}

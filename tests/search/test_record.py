@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from lm_eval.api.metrics import bleu
 from optuna.trial import TrialState
 
+from evals.figures import keep
 from evals.items import Role
 from evals.objective import Reading, objective
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, Setting, Slice, Source
+from search.known import fingerprint
 from search.record import (
     Record,
     by_fingerprint,
@@ -99,8 +102,8 @@ def test_the_first_scored_trial_of_a_recipe_is_found(study: optuna.Study):
     tell(study, record(3, recipe=recipe(0.75)))
     found = by_fingerprint(study)
     assert {key: trial.number for key, trial in found.items()} == {
-        recipe().fingerprint: 1,
-        recipe(0.75).fingerprint: 3,
+        fingerprint(recipe()): 1,
+        fingerprint(recipe(0.75)): 3,
     }
 
 
@@ -220,6 +223,7 @@ READINGS = [
         {"acc,none": 1.0, "acc_norm,none": 1.0, "perplexity,none": 1.0, "probability": 1.0},
         {"search": (0,) * 100 + (1,) * 400},
         {},
+        by_size=False,
     ),
     Reading("text", "byte_perplexity,none", None, 3.0, {"byte_perplexity,none": 1.0}, {}, {}),
 ]
@@ -262,6 +266,23 @@ def test_other_weights_metrics_and_items_need_no_model(study: optuna.Study):
     acc = card.items["choice"]["acc,none"]
     assert found == pytest.approx((np.mean([acc[0], acc[1]]) + acc[200]) / 2)
     assert not math.isclose(first(), first(signal=False))
+
+
+def test_a_corpus_figure_of_other_items_needs_no_model_either(study: optuna.Study):
+    words = np.random.default_rng(0).choice([*"abcdef"], (40, 12))
+    said = np.where(np.random.default_rng(1).random((40, 12)) < 0.7, words, "z")
+    results = [(" ".join(true), " ".join(given)) for true, given in zip(words, said, strict=True)]
+    readings = [Reading("t", "bleu,x", None, 1.0, {"bleu,x": 1.0}, {}, {"bleu,x": "bleu"})]
+    study.set_user_attr("readings", readings_to_dict(readings))
+    values = {"t": {"bleu,x": keep(bleu, results)}}
+    score = Score("t", "bleu,x", bleu(results), None, 40, None, 100.0)
+    card = Scorecard((score,), values, 0.0, Role.SEARCH)
+    assert card_from_dict(card_to_dict(card)).scores == card.scores
+    tell(study, record(0, scorecard=card))
+    assert recompute(study)[0] == pytest.approx(bleu(results) / 100)
+    some = [3, 1, 4, 15, 9]
+    expected = bleu([results[at] for at in some]) / 100
+    assert recompute(study, items={"t": some})[0] == pytest.approx(expected)
 
 
 def test_flags_of_a_trial_are_kept(study: optuna.Study):

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from coordinates import draw_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merge_core.checkpoint import Checkpoint
 from merge_core.plan import compile_plan
 from merge_core.recipe import from_dict, to_dict
-from search.space import METHOD, Choice, SearchSpace, Values, tensor_groups
+from search.space import METHOD, Choice, SearchSpace, tensor_groups
 
 Read = Callable[[dict[str, Any]], SearchSpace]
 
@@ -40,16 +41,6 @@ EVERYTHING = {
 @pytest.fixture(scope="module")
 def space(read_space: Read) -> SearchSpace:
     return read_space(EVERYTHING)
-
-
-def draw_values(space: SearchSpace, data: st.DataObject) -> Values:
-    values: dict[str, Any] = {}
-    if METHOD in {d.name for d in space.dimensions}:
-        values[METHOD] = data.draw(st.sampled_from(space.methods))
-    for d in space.active(space.method(values)):
-        one = st.sampled_from(d.options) if isinstance(d, Choice) else st.floats(d.low, d.high)
-        values[d.name] = data.draw(one)
-    return values
 
 
 @given(st.data())
@@ -124,8 +115,8 @@ def test_starts_lie_inside_the_ranges_and_cover_every_method(space: SearchSpace)
     starts = space.starts()
     assert {values[METHOD] for values in starts} == set(space.methods)
     for values in starts:
-        active = space.active(space.method(values))
-        assert set(values) == {METHOD} | {d.name for d in active}
+        active = space.active(values)
+        assert set(values) == {d.name for d in active}
         for d in active:
             value = values[d.name]
             inside = value in d.options if isinstance(d, Choice) else d.low <= value <= d.high
@@ -137,20 +128,18 @@ def test_a_range_without_the_usual_values_starts_at_its_edge(
     read_space: Read, low: float, high: float, inside: tuple[float, ...]
 ):
     hole = {"range": [low, high]}
-    space = read_space(
-        {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": hole}}
-    )
+    parameters = {"weight": hole, "normalize": False}  # else all equal weights are one model
+    space = read_space({"merge_method": "linear", "models": ["a", "b"], "parameters": parameters})
     assert tuple(values["weight"] for values in space.starts())[:2] == inside
 
 
-def test_starts_begin_with_the_plain_average(read_space: Read):
+def test_starts_begin_with_known_recipes(read_space: Read):
+    """The base, the parents, their average, task arithmetic at 0.4; then usual weights."""
     hole = {"weight": {"range": [0.0, 1.5]}}
     models = [{"model": name, "parameters": hole} for name in ("a", "b")]
     space = read_space({"merge_method": "task_arithmetic", "base_model": "base", "models": models})
-    assert space.starts() == (
-        {"a.weight": 0.5, "b.weight": 0.5},
-        {"a.weight": 1.0, "b.weight": 1.0},
-    )
+    points = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.4, 0.4), (1.0, 1.0)]
+    assert [tuple(values.values()) for values in space.starts()] == points
 
 
 def test_starts_are_all_different(read_space: Read):

@@ -18,7 +18,7 @@ OTHER = json.dumps({"op_code": 4, "worker_id": "w", "study_id": 0}).encode() + b
 
 def add_trials(location: str, folder: Path, count: int) -> list[float]:
     """Open the storage, add trials, and return all values in it."""
-    with open_storage(location, folder) as storage:
+    with open_storage(location, folder, "s") as storage:
         study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
         for _ in range(count):
             trial = study.ask()
@@ -105,7 +105,7 @@ def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path: Path):
         "import fcntl, os, sys\n"
         f"lock = open({str(tmp_path / 'run/lock')!r}, 'a+')\n"
         "fcntl.flock(lock, fcntl.LOCK_EX)\n"
-        "lock.write(str(os.getpid())); lock.flush()\n"
+        "lock.write(f'process {os.getpid()}'); lock.flush()\n"
         "print('held', flush=True); sys.stdin.read()\n"
     )
     add_trials("run", tmp_path, 1)
@@ -124,7 +124,10 @@ def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path: Path):
 
 
 def test_a_process_cannot_open_a_folder_twice(tmp_path: Path):
-    with open_storage("run", tmp_path), pytest.raises(StudyError, match="is in use by process"):
+    with (
+        open_storage("run", tmp_path, "s"),
+        pytest.raises(StudyError, match="is in use by process"),
+    ):
         add_trials("run", tmp_path, 1)
 
 

@@ -33,7 +33,7 @@ def test_a_sound_candidate_has_a_scorecard(bench: Bench):
 
 
 def test_norms_beyond_the_parents_fail(bench: Bench):
-    bench.norms["model.norm.weight"] = Range(1e-3, 1e-2)
+    bench.norms = {"model.norm.weight": Range(1e-3, 1e-2)}
     outcome = evaluate(parent_recipe("a"), bench, Role.SEARCH)
     assert outcome.scorecard is None
     assert (outcome.failure or "").startswith("tensor 'model.norm.weight' exploded")
@@ -78,7 +78,7 @@ def test_only_what_changed_is_looked_at_again(bench: Bench, monkeypatch: pytest.
 
 
 def test_what_was_found_ill_is_looked_at_again(bench: Bench):
-    bench.norms["model.norm.weight"] = Range(1e-3, 1e-2)
+    bench.norms = {"model.norm.weight": Range(1e-3, 1e-2)}
     reasons = [evaluate(parent_recipe("a"), bench, Role.SEARCH).failure for _ in range(2)]
     assert reasons[0] == reasons[1]
     assert reasons[0] is not None

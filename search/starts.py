@@ -1,0 +1,58 @@
+"""What a study tries first: its own start values, known recipes, and usual values."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from merge_core.recipe import Scalar
+from search.dimensions import Choice, Dimension, Values
+from search.known import fingerprint, frames, known_points
+from search.space import SearchSpace
+
+Frame = Mapping[str, Scalar]
+"""What is chosen of methods and of whole recipes."""
+
+
+def first_points(space: SearchSpace) -> tuple[Values, ...]:
+    """The study's own starts, known recipes that it contains, usual values: different models."""
+    points = [*_stated(space), *known_points(space), *_usual_points(space)]
+    different: dict[str, Values] = {}
+    for point in points:
+        different.setdefault(fingerprint(space.decode(point)), point)
+    return tuple(different.values())
+
+
+def usual(dimension: Dimension, level: float) -> Any:
+    """The study's start value, or a usual one: weights at `level`, else the high end or middle."""
+    if dimension.start is not None:
+        return dimension.start
+    if isinstance(dimension, Choice):
+        return dimension.options[0]
+    if dimension.parameter == "density":
+        return dimension.high
+    known = {"weight": level, "t": 0.5, "scale": 1.0, "lambda": 1.0}
+    return dimension.coordinate(known.get(dimension.parameter, dimension.value(dimension.middle)))
+
+
+def _stated(space: SearchSpace) -> Iterator[Values]:
+    """The point of all start values, if the study says any."""
+    said = any(d.start is not None for d in space.dimensions)
+    if said:
+        level = _average(space)
+        yield space.draw(lambda d: usual(d, level))
+
+
+def _usual_points(space: SearchSpace) -> Iterator[Values]:
+    """Recipes that people try first: equal weights, from the plain average's to full ones."""
+    for level in dict.fromkeys((_average(space), 0.5, 1.0)):
+        for frame in frames(space):
+            yield space.draw(partial(_answer, frame=frame, level=level))
+
+
+def _answer(dimension: Dimension, frame: Frame, level: float) -> Any:
+    chosen = frame.get(dimension.name)
+    return usual(dimension, level) if chosen is None else chosen
+
+
+def _average(space: SearchSpace) -> float:
+    return 1 / max(1, len(set(space.models) - {space.base}))
