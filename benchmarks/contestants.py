@@ -18,14 +18,16 @@ import optuna
 from landscapes import Landscape
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
+from scoring import Scoring
 from search_game import SIGNALS, Game, SpentError, Trial, accuracy, front
 
-from search.baselines import baselines
+from search.asking import suggest
+from search.dimensions import METHOD
 from search.samplers import choose_sampler, refusal, sampler_for
-from search.space import Real, SearchSpace, Values, listed
-from search.study import suggest
+from search.space import Real, SearchSpace, Values
 
-FINALISTS = 8  # what a study has if its file says nothing
+FINALISTS, BATCH = 8, 4  # what a study has if its file says nothing
+_MOST = 4  # trials for each that the budget would pay for in full, at most
 Array = np.ndarray[Any, Any]
 Winners = Callable[[Game, int], Sequence[Trial]]
 
@@ -63,6 +65,7 @@ class Protocol:
         finalists: How many are scored on the select items; 0 takes the best on the search items.
         share: Share of the search items that a candidate is scored on.
         references: Whether the parents and the usual merges are scored first, as a study does.
+        racing: Whether candidates that have lost are stopped.
     """
 
     signal: str = "probability"
@@ -70,6 +73,7 @@ class Protocol:
     finalists: int = FINALISTS
     share: float = 1.0
     references: bool = True
+    racing: bool = True
 
 
 def outcross(word: str, protocol: Protocol = Protocol(), name: str | None = None) -> Contestant:
@@ -87,11 +91,12 @@ def planned_word(contestant: Contestant, landscape: Landscape, trials: int) -> s
     """The sampler that a contestant's word means for a budget."""
     if not contestant.word:
         return ""
-    return choose_sampler(contestant.word, landscape.built, trials)[0]
+    many = len(landscape.objectives)
+    return choose_sampler(contestant.word, landscape.built, trials, many)[0]
 
 
 def planned_trials(game: Game, protocol: Protocol) -> int:
-    """How many trials a budget pays for once references and finalists are paid."""
+    """How many whole trials a budget pays for once references and finalists are paid."""
     size = len(_items(game, protocol))
     others = _references(game, protocol) * size + protocol.finalists * len(game.deal.select)
     return max(1, (game.budget - others) // size)
@@ -102,35 +107,39 @@ def _items(game: Game, protocol: Protocol) -> Array:
 
 
 def _references(game: Game, protocol: Protocol) -> int:
-    if not protocol.references:
-        return 0
-    space = game.landscape.built
-    return len(baselines(space)) if listed(space.template) else 5  # four models and their average
+    return len(game.landscape.references) if protocol.references else 0
 
 
 def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
-    space, items = game.landscape.built, _items(game, protocol)
-    trials = planned_trials(game, protocol)
-    chosen, _ = choose_sampler(word, space, trials)
-    study = _new_study(game)
-    game.pay(_references(game, protocol) * len(items))
-    read = SIGNALS[protocol.signal]
-    seen: dict[tuple[Any, ...], Trial] = {}
-    for number in range(trials):
-        history = study.get_trials(deepcopy=False)
-        study.sampler = sampler_for(chosen, space, history, seed, number)
-        trial = study.ask()
-        values = suggest(trial, space)
-        key = tuple(sorted(values.items()))
-        done = game.look(values, items, free=key in seen)  # a recipe seen before isn't scored again
-        seen[key] = done
-        study.tell(trial, read(game, done))
+    """Batches of trials as `search.searching` runs them, until only the finalists can be paid."""
+    space, study = game.landscape.built, _new_study(game)
+    most = planned_trials(game, protocol)
+    chosen, _ = choose_sampler(word, space, most, len(game.landscape.objectives))
+    references = _references(game, protocol)
+    game.pay(references * len(_items(game, protocol)))
+    final = protocol.finalists * len(game.deal.select)
+    scoring = Scoring(
+        game, protocol, final, set(game.landscape.references) if references else set()
+    )
+    with contextlib.suppress(SpentError):
+        while len(study.trials) < _MOST * most:  # a finite space ends in recipes seen before
+            history = study.get_trials(deepcopy=False)
+            asked: list[tuple[optuna.Trial, Values]] = []
+            for number in range(len(history), len(history) + BATCH):
+                study.sampler = sampler_for(chosen, space, history, seed, number, batch=BATCH)
+                trial = study.ask()
+                asked.append((trial, suggest(trial, space)))
+            rivals = scoring.leaders()
+            for trial, values in asked:
+                study.tell(trial, scoring.look(values, rivals))
 
 
 def _chosen(game: Game, spent: int, protocol: Protocol) -> Sequence[Trial]:
     """The winner among the finalists of a study that ended here, their evaluations counted."""
     left = spent - protocol.finalists * len(game.deal.select)
-    known = _distinct([trial for trial in game.trials if trial.spent <= left])
+    whole = len(_items(game, protocol))
+    ended = [one for one in game.trials if one.spent <= left and len(one.seen) == whole]
+    known = _distinct(ended)
     if not known:
         return ()
     read = SIGNALS[protocol.signal]
@@ -160,9 +169,7 @@ def _new_study(game: Game, sampler: BaseSampler | None = None) -> optuna.Study:
 
 
 def _refusal(word: str, landscape: Landscape) -> str | None:
-    if word == "cmaes" and len(landscape.objectives) > 1:
-        return "one objective only"
-    return refusal(word, landscape.built)
+    return refusal(word, landscape.built, objectives=len(landscape.objectives))
 
 
 # --- Optuna by itself ----------------------------------------------------------------------------
@@ -211,7 +218,7 @@ def mergekit_evolve(method: str | None = None) -> Contestant:
         import cma
 
         reals = _reals(game.landscape.built, method)
-        models = len(listed(game.landscape.built.template))
+        models = len(game.landscape.built.models)
         x0 = [1 / models if d.parameter == "weight" else 1.0 for d in reals]
 
         def cost(points: list[Array]) -> list[float]:
@@ -237,11 +244,11 @@ def _folded(reals: Sequence[Real], point: Array, method: str | None) -> Values:
     """mergekit-evolve's decoding; a landscape has no values beyond its ranges, so they end it."""
     pairs = zip(reals, np.abs(point), strict=True)
     folded = {d.name: float(np.clip(value, d.low, d.high)) for d, value in pairs}
-    return folded | ({"merge_method": method} if method else {})
+    return folded | ({METHOD: method} if method else {})
 
 
 def _reals(space: SearchSpace, method: str | None) -> list[Real]:
-    known = space.dimensions if method is None else space.active(method)
+    known = space.dimensions if method is None else space.active({METHOD: method})
     return [d for d in known if isinstance(d, Real)]
 
 
@@ -307,7 +314,7 @@ def mergenetic(population: int, method: str | None = None) -> Contestant:
 
 # --- all of them ---------------------------------------------------------------------------------
 
-WORDS = ("tpe", "cmaes", "gp", "qmc", "random")
+WORDS = ("tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
 METHODS = ("task_arithmetic", "ties")  # of those in the space, which both others have
 
 
@@ -339,6 +346,7 @@ def ablations() -> Mapping[str, Contestant]:
         "4 finalists": Protocol(finalists=4),
         "half the search items": Protocol(share=0.5),
         "a quarter of the search items": Protocol(share=0.25),
+        "no racing": Protocol(racing=False),
         "no references": Protocol(references=False),
         "sharp, half": Protocol("sharp", "sharp", share=0.5),
         "half, right or wrong": Protocol("accuracy", "accuracy", share=0.5),

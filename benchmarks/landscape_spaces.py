@@ -129,7 +129,8 @@ def search_space(space: Space) -> SearchSpace:
         names = ["rest.model", *(f"layer{at}.model" for at in range(LAYERS))]
         methods = ("linear",)
         dimensions = tuple(Choice(name, MODELS, methods, "model") for name in names)
-        return SearchSpace({"models": []}, methods, dimensions)
+        parents = tuple(dict.fromkeys(names, model) for model in MODELS)  # as a study starts
+        return SearchSpace({"models": []}, methods, dimensions, parents)
     mistakes: list[str] = []
     built = build_space(space.recipe, MODELS, mistakes)
     if mistakes:

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from landscape_emulator import Emulator, correct, probability
-from landscape_spaces import MODELS, SPACES, TASKS, Space, search_space
+from landscape_spaces import LAYERS, MODELS, SPACES, TASKS, Space, search_space
 
+from search.baselines import baselines
+from search.known import fingerprint
 from search.space import Real, SearchSpace, Values
 
 Array = np.ndarray[Any, Any]
@@ -54,6 +56,7 @@ class Landscape:
         tasks: Number of each item's task, `(items,)`.
         objectives: For each objective which items are its own, `(items,)` bool.
         source: Gives the gaps.
+        references: Fingerprints of the models that a study scores before its first trial.
     """
 
     space: Space
@@ -61,6 +64,7 @@ class Landscape:
     tasks: Array
     objectives: tuple[Array, ...]
     source: Source
+    references: tuple[str, ...]
 
     def results(self, values: Values) -> Results:
         """What a recipe gets; numbers beyond a range are moved to its end."""
@@ -68,6 +72,12 @@ class Landscape:
         return Results(
             probability(gaps), correct(gaps).astype(np.float32), probability(4 * gaps.clip(-15, 15))
         )
+
+    def fingerprint(self, values: Values) -> str:
+        """The same for recipes that make the same model."""
+        if self.space.recipe is None:
+            return " ".join(map(str, values.values()))
+        return fingerprint(self.built.decode(values))
 
 
 @cache
@@ -82,7 +92,20 @@ def landscape(name: str) -> Landscape:
     built = search_space(space)
     tasks = np.repeat(np.arange(len(TASKS)), _items(space) // len(TASKS))
     chosen = [[TASKS.index(task) for task in names] for names in space.objectives]
-    return Landscape(space, built, tasks, tuple(np.isin(tasks, one) for one in chosen), source)
+    return Landscape(
+        space,
+        built,
+        tasks,
+        tuple(np.isin(tasks, one) for one in chosen),
+        source,
+        _references(space, built),
+    )
+
+
+def _references(space: Space, built: SearchSpace) -> tuple[str, ...]:
+    if space.recipe is None:  # the four models, and their average, which is none of the space
+        return (*(" ".join([model] * (LAYERS + 1)) for model in MODELS), "average")
+    return tuple(fingerprint(recipe) for recipe in baselines(built).values())
 
 
 def load_emulator(file: Path) -> Emulator:

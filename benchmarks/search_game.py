@@ -129,6 +129,15 @@ def probability(game: Game, trial: Trial, items: Array | None = None) -> tuple[f
     return score(game.landscape, trial.results.graded, trial.seen if items is None else items)
 
 
+def per_item(results: Results, signal: str) -> Array:
+    """What a signal is on every item, `(items,)`, from 0 to 1."""
+    if signal == "both":
+        return (results.right + results.graded) / 2
+    return {"accuracy": results.right, "probability": results.graded, "sharp": results.sharp}[
+        signal
+    ]
+
+
 def sharp(game: Game, trial: Trial, items: Array | None = None) -> tuple[float, ...]:
     """The same with log-likelihoods that count four times: nearer to right or wrong."""
     return score(game.landscape, trial.results.sharp, trial.seen if items is None else items)
