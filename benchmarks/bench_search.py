@@ -21,9 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it
 warnings.simplefilter("ignore")
 
 import numpy as np  # noqa: E402
-from contestants import Contestant, ablations, contestants, planned_word  # noqa: E402
+from contestants import WORDS, Contestant, ablations, contestants, planned_word  # noqa: E402
 from landscape_spaces import SPACES, TASKS  # noqa: E402
-from landscapes import landscape  # noqa: E402
+from landscapes import landscape
+from proposals import proposals  # noqa: E402
 from search_game import SEARCH, Game, deal, judge  # noqa: E402
 
 Array = np.ndarray[Any, Any]
@@ -137,24 +138,27 @@ def _curves(found: Iterable[dict[str, Any]], name: str, trials: int) -> dict[str
 
 
 def _everyone() -> dict[str, Contestant]:
-    return {**contestants(), **ablations()}
+    return {**contestants(), **ablations(), **proposals()}
 
 
 def _jobs(options: argparse.Namespace) -> Iterable[Job]:
     """The studies to play; a Gaussian process only with budgets it is meant for."""
+    words = {f"outcross, {word}" for word in WORDS}
     for name in options.landscapes:
         ground = landscape(name)
         for who, contestant in _everyone().items():
             if (options.contestants and who not in options.contestants) or (
-                not options.contestants and who in ablations()
+                not options.contestants and who not in contestants()
             ):
                 continue
             if contestant.cannot(ground):
                 continue
             for trials in options.trials:
-                slow = planned_word(contestant, ground, trials) == _SLOW
-                if slow and trials > options.most_for_gp:
+                word = planned_word(contestant, ground, trials)
+                if word == _SLOW and trials > options.most_for_gp:
                     continue
+                if who in words and word == planned_word(_everyone()[OURS], ground, trials):
+                    continue  # the same studies as `auto`
                 yield from ((name, who, trials, seed) for seed in range(options.seeds))
 
 

@@ -81,7 +81,7 @@ def outcross(word: str, protocol: Protocol = Protocol(), name: str | None = None
     return Contestant(
         name or f"outcross, {word}",
         lambda game, seed: _study(game, word, seed, protocol),
-        lambda game, spent: _chosen(game, spent, protocol),
+        protocol_winners(protocol),
         lambda landscape: _refusal(word, landscape),
         word,
     )
@@ -98,7 +98,7 @@ def planned_word(contestant: Contestant, landscape: Landscape, trials: int) -> s
 def planned_trials(game: Game, protocol: Protocol) -> int:
     """How many whole trials a budget pays for once references and finalists are paid."""
     size = len(_items(game, protocol))
-    others = _references(game, protocol) * size + protocol.finalists * len(game.deal.select)
+    others = references(game, protocol) * size + protocol.finalists * len(game.deal.select)
     return max(1, (game.budget - others) // size)
 
 
@@ -106,7 +106,8 @@ def _items(game: Game, protocol: Protocol) -> Array:
     return game.deal.search[: round(len(game.deal.search) * protocol.share)]
 
 
-def _references(game: Game, protocol: Protocol) -> int:
+def references(game: Game, protocol: Protocol) -> int:
+    """How many models are scored before the first trial."""
     return len(game.landscape.references) if protocol.references else 0
 
 
@@ -115,12 +116,7 @@ def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
     space, study = game.landscape.built, _new_study(game)
     most = planned_trials(game, protocol)
     chosen, _ = choose_sampler(word, space, most, len(game.landscape.objectives))
-    references = _references(game, protocol)
-    game.pay(references * len(_items(game, protocol)))
-    final = protocol.finalists * len(game.deal.select)
-    scoring = Scoring(
-        game, protocol, final, set(game.landscape.references) if references else set()
-    )
+    scoring = Scoring.of(game, protocol, references(game, protocol))
     with contextlib.suppress(SpentError):
         while len(study.trials) < _MOST * most:  # a finite space ends in recipes seen before
             history = study.get_trials(deepcopy=False)
@@ -132,6 +128,11 @@ def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
             rivals = scoring.leaders()
             for trial, values in asked:
                 study.tell(trial, scoring.look(values, rivals))
+
+
+def protocol_winners(protocol: Protocol) -> Winners:
+    """Whom a protocol names at any moment."""
+    return lambda game, spent: _chosen(game, spent, protocol)
 
 
 def _chosen(game: Game, spent: int, protocol: Protocol) -> Sequence[Trial]:
@@ -217,7 +218,7 @@ def mergekit_evolve(method: str | None = None) -> Contestant:
     def play(game: Game, seed: int) -> None:
         import cma
 
-        reals = _reals(game.landscape.built, method)
+        reals = numbers(game.landscape.built, method)
         models = len(game.landscape.built.models)
         x0 = [1 / models if d.parameter == "weight" else 1.0 for d in reals]
 
@@ -247,7 +248,8 @@ def _folded(reals: Sequence[Real], point: Array, method: str | None) -> Values:
     return folded | ({METHOD: method} if method else {})
 
 
-def _reals(space: SearchSpace, method: str | None) -> list[Real]:
+def numbers(space: SearchSpace, method: str | None) -> list[Real]:
+    """The numbers that a method has."""
     known = space.dimensions if method is None else space.active({METHOD: method})
     return [d for d in known if isinstance(d, Real)]
 
@@ -284,7 +286,7 @@ def mergenetic(population: int, method: str | None = None) -> Contestant:
         from pymoo.operators.sampling.rnd import IntegerRandomSampling
         from pymoo.optimize import minimize
 
-        reals, many = _reals(game.landscape.built, method), len(game.landscape.objectives)
+        reals, many = numbers(game.landscape.built, method), len(game.landscape.objectives)
 
         class Problem(ElementwiseProblem):
             def _evaluate(self, x: Array, out: dict[str, Any], *_: Any, **__: Any) -> None:

@@ -31,6 +31,14 @@ class Scoring:
     free: set[str]
     known: dict[str, Trial] = field(default_factory=dict[str, Trial])
 
+    @classmethod
+    def of(cls, game: Game, protocol: Any, references: int) -> "Scoring":
+        """With the references scored and paid."""
+        known = set(game.landscape.references) if references else set[str]()
+        scoring = cls(game, protocol, protocol.finalists * len(game.deal.select), known)
+        game.pay(references * round(len(game.deal.search) * protocol.share))
+        return scoring
+
     def look(self, values: Values, rivals: Sequence[Trial]) -> tuple[float, ...]:
         """Score a candidate and say what its sampler is told.
 
