@@ -23,7 +23,7 @@ warnings.simplefilter("ignore")
 import numpy as np  # noqa: E402
 from contestants import WORDS, Contestant, ablations, contestants, planned_word  # noqa: E402
 from landscape_spaces import SPACES, TASKS  # noqa: E402
-from landscapes import landscape
+from landscapes import landscape  # noqa: E402
 from proposals import proposals  # noqa: E402
 from search_game import SEARCH, Game, deal, judge  # noqa: E402
 
