@@ -83,8 +83,8 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
     goal = curves[theirs][:, -1].mean() if theirs else None
     rows = [
         f"\n### {name}, {trials} trials: {SPACES[name].about}\n",
-        "| contestant | held out | 95 % | ours minus it | 95 % | items for the goal |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| contestant | deals | held out | 95 % | ours minus it | 95 % | items for the goal |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for who, curve in sorted(curves.items(), key=lambda pair: -pair[1][:, -1].mean()):
         last = curve[:, -1]
@@ -95,7 +95,7 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
         mark = " *" if above < 0 else ""
         reach = "" if goal is None else reached(curve, goal)
         rows.append(
-            f"| {who} | {last.mean():.4f} | {low:.4f} to {high:.4f} | {gap.mean():+.4f} | "
+            f"| {who} | {len(last)} | {last.mean():.4f} | {low:.4f} to {high:.4f} | {gap.mean():+.4f} | "
             f"{below:+.4f} to {above:+.4f}{mark} | {reach} |"
         )
     told = f"Goal: what {theirs} ends with, {goal:.4f}. " if theirs else ""
@@ -111,11 +111,15 @@ def interval(values: Array) -> tuple[float, float]:
 
 
 def reached(curve: Array, goal: float) -> str:
-    """The share of the budget after which the mean over deals reaches a goal, with an interval."""
+    """The share of the budget after which the mean over deals stays at a goal, with an interval.
+
+    A curve may fall: a winner that was good by luck of its start is given up for a worse one.
+    """
 
     def share(means: Array) -> float:
-        there = np.flatnonzero(means >= goal)
-        return (there[0] + 1) / _STEPS if len(there) else np.inf
+        below = np.flatnonzero(means < goal)
+        first = below[-1] + 1 if len(below) else 0
+        return (first + 1) / _STEPS if first < len(means) else np.inf
 
     chance = np.random.default_rng(0)
     picks = chance.integers(len(curve), size=(1000, len(curve)))
