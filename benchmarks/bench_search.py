@@ -1,0 +1,196 @@
+"""Search methods on landscapes of real evaluations, at equal numbers of evaluated items.
+
+    PYTHONPATH=.:benchmarks python benchmarks/bench_search.py --out results.json
+
+plays every contestant on every landscape with 20 deals of the items and prints the tables of
+SEARCH.md. It needs `cma` and `pymoo` beside outcross: `pip install cma pymoo`.
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it
+warnings.simplefilter("ignore")
+
+import numpy as np  # noqa: E402
+from contestants import WORDS, Contestant, ablations, contestants, planned_word  # noqa: E402
+from landscape_spaces import SPACES, TASKS  # noqa: E402
+from landscapes import landscape  # noqa: E402
+from proposals import proposals  # noqa: E402
+from search_game import SEARCH, Game, deal, judge  # noqa: E402
+
+Array = np.ndarray[Any, Any]
+Job = tuple[str, str, int, int]
+OURS, THEIRS = "outcross, auto", "mergekit-evolve"
+_LANDSCAPES = [name for name in SPACES if name != "dare"]  # `dare` is a part of `methods`
+_STEPS = 40  # points of a curve
+_RESAMPLES = 4000
+_SLOW = "gp"
+
+
+def main() -> None:
+    options = _options()
+    jobs = list(_jobs(options))
+    start = time.perf_counter()
+    found = _run(jobs, options.processes, options.out)
+    for name in options.landscapes:
+        for budget in options.trials:
+            print(report(found, name, budget, options.ours))
+    print(f"{len(found)} studies, {time.perf_counter() - start:.0f} s")
+
+
+def play(job: Job) -> dict[str, Any]:
+    """One study: the held-out score that its winner had after each fortieth of the budget.
+
+    Returns:
+        With `curve`, None where there was no winner yet; `spent`, and `seconds`.
+    """
+    name, who, trials, seed = job
+    ground, contestant = landscape(name), _everyone()[who]
+    game = Game(ground, deal(ground, seed), trials * SEARCH * len(TASKS))
+    start = time.perf_counter()
+    contestant.play(game, seed)
+    marks = [round(game.budget * (step + 1) / _STEPS) for step in range(_STEPS)]
+    curve = [judge(game, won) if (won := contestant.winners(game, at)) else None for at in marks]
+    return {
+        "landscape": name,
+        "contestant": who,
+        "trials": trials,
+        "seed": seed,
+        "curve": curve,
+        "played": len(game.trials),
+        "spent": game.spent,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = OURS) -> str:
+    """A landscape's table in Markdown: the best on top, everyone paired with ours by deal."""
+    curves = _curves(found, name, trials)
+    if own not in curves:
+        return ""
+    ours = curves[own]
+    rivals = [who for who in curves if who.startswith(THEIRS)]
+    theirs = max(rivals, key=lambda who: curves[who][:, -1].mean()) if rivals else None
+    goal = curves[theirs][:, -1].mean() if theirs else None
+    rows = [
+        f"\n### {name}, {trials} trials: {SPACES[name].about}\n",
+        "| contestant | deals | held out | 95 % | ours minus it | 95 % | items for the goal |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for who, curve in sorted(curves.items(), key=lambda pair: -pair[1][:, -1].mean()):
+        last = curve[:, -1]
+        low, high = interval(last)
+        both = min(len(last), len(ours))
+        gap = ours[:both, -1] - last[:both]
+        below, above = interval(gap)
+        mark = " *" if above < 0 else ""
+        reach = "" if goal is None else reached(curve, goal)
+        rows.append(
+            f"| {who} | {len(last)} | {last.mean():.4f} | {low:.4f} to {high:.4f} | {gap.mean():+.4f} | "
+            f"{below:+.4f} to {above:+.4f}{mark} | {reach} |"
+        )
+    told = f"Goal: what {theirs} ends with, {goal:.4f}. " if theirs else ""
+    return "\n".join([*rows, f"\n{told}\\* better than ours beyond chance."])
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """A 95 % bootstrap interval of a mean over deals."""
+    chance = np.random.default_rng(0)
+    means = values[chance.integers(len(values), size=(_RESAMPLES, len(values)))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def reached(curve: Array, goal: float) -> str:
+    """The share of the budget after which the mean over deals stays at a goal, with an interval.
+
+    A curve may fall: a winner that was good by luck of its start is given up for a worse one.
+    """
+
+    def share(means: Array) -> float:
+        below = np.flatnonzero(means < goal)
+        first = below[-1] + 1 if len(below) else 0
+        return (first + 1) / _STEPS if first < len(means) else np.inf
+
+    chance = np.random.default_rng(0)
+    picks = chance.integers(len(curve), size=(1000, len(curve)))
+    drawn = sorted(share(curve[pick].mean(0)) for pick in picks)
+    low, high = drawn[25], drawn[974]
+    words = [
+        "never" if np.isinf(one) else f"{one:.0%}" for one in (share(curve.mean(0)), low, high)
+    ]
+    return f"{words[0]} ({words[1]} to {words[2]})"
+
+
+def _curves(found: Iterable[dict[str, Any]], name: str, trials: int) -> dict[str, Array]:
+    """For each contestant `(deals, steps)`; before there is a winner its score is -inf."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for one in found:
+        if one["landscape"] == name and one["trials"] == trials:
+            curve = [-np.inf if score is None else score for score in one["curve"]]
+            curves.setdefault(one["contestant"], {})[one["seed"]] = curve
+    return {who: np.array([runs[s] for s in sorted(runs)]) for who, runs in curves.items()}
+
+
+def _everyone() -> dict[str, Contestant]:
+    return {**contestants(), **ablations(), **proposals()}
+
+
+def _jobs(options: argparse.Namespace) -> Iterable[Job]:
+    """The studies to play; a Gaussian process only with budgets it is meant for."""
+    words = {f"outcross, {word}" for word in WORDS}
+    for name in options.landscapes:
+        ground = landscape(name)
+        for who, contestant in _everyone().items():
+            if (options.contestants and who not in options.contestants) or (
+                not options.contestants and who not in contestants()
+            ):
+                continue
+            if contestant.cannot(ground):
+                continue
+            for trials in options.trials:
+                word = planned_word(contestant, ground, trials)
+                if word == _SLOW and trials > options.most_for_gp:
+                    continue
+                if who in words and word == planned_word(_everyone()[OURS], ground, trials):
+                    continue  # the same studies as `auto`
+                yield from ((name, who, trials, seed) for seed in range(options.seeds))
+
+
+def _run(jobs: Sequence[Job], processes: int, out: Path | None) -> list[dict[str, Any]]:
+    """Play all that `out` does not have yet; what was played is kept there."""
+    found: list[dict[str, Any]] = json.loads(out.read_text()) if out and out.exists() else []
+    known = {(r["landscape"], r["contestant"], r["trials"], r["seed"]) for r in found}
+    left = [job for job in jobs if job not in known]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for done, future in enumerate(as_completed([pool.submit(play, j) for j in left]), 1):
+            found.append(future.result())
+            if out and (done % 100 == 0 or done == len(left)):
+                out.write_text(json.dumps(found))
+    return found
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--landscapes", nargs="+", default=_LANDSCAPES, choices=_LANDSCAPES)
+    parser.add_argument("--contestants", nargs="+", help="default: all but the ablations")
+    parser.add_argument("--trials", nargs="+", type=int, default=[100], help="budgets, in trials")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--ours", default=OURS, help="who the others are paired with")
+    parser.add_argument("--most-for-gp", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="results as JSON; played studies are kept")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Landscapes of the search benchmark: the results of a recipe's items in under a millisecond.
+
+Numbers go through an emulator of real evaluations; layers, of which there are 1,024 recipes,
+through the table of all. A choice of method goes through the landscape of the chosen one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from landscape_emulator import Emulator, correct, probability
+from landscape_spaces import LAYERS, MODELS, SPACES, TASKS, Space, search_space
+
+from search.baselines import baselines
+from search.known import fingerprint
+from search.space import Real, SearchSpace, Values
+
+Array = np.ndarray[Any, Any]
+TABLES = Path(__file__).parent / "tables"
+STEP = 0.12  # nats; gaps of a finite landscape are stored in steps of it, one byte each
+
+
+class Source(Protocol):
+    """Where a landscape's gaps come from."""
+
+    def __call__(self, values: Values) -> Array:
+        """Gaps `(items, wrong options)` of a recipe, nats."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What one recipe got on every item.
+
+    Attributes:
+        graded: Probability of the right option, `(items,)`.
+        right: Whether the most probable option is the right one, `(items,)`, 0 or 1.
+        sharp: The probability if log-likelihoods counted four times, `(items,)`.
+    """
+
+    graded: Array
+    right: Array
+    sharp: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """A space and the results of its recipes.
+
+    Attributes:
+        space: As the benchmark describes it.
+        built: As a sampler sees it.
+        tasks: Number of each item's task, `(items,)`.
+        objectives: For each objective which items are its own, `(items,)` bool.
+        source: Gives the gaps.
+        references: Fingerprints of the models that a study scores before its first trial.
+    """
+
+    space: Space
+    built: SearchSpace
+    tasks: Array
+    objectives: tuple[Array, ...]
+    source: Source
+    references: tuple[str, ...]
+
+    def results(self, values: Values) -> Results:
+        """What a recipe gets; numbers beyond a range are moved to its end."""
+        gaps = self.source(values)
+        return Results(
+            probability(gaps), correct(gaps).astype(np.float32), probability(4 * gaps.clip(-15, 15))
+        )
+
+    def fingerprint(self, values: Values) -> str:
+        """The same for recipes that make the same model."""
+        if self.space.recipe is None:
+            return " ".join(map(str, values.values()))
+        return fingerprint(self.built.decode(values))
+
+
+@cache
+def landscape(name: str) -> Landscape:
+    """One of the benchmark's landscapes.
+
+    Raises:
+        FileNotFoundError: If its table was not made yet.
+    """
+    space = SPACES[name]
+    source = _source(space)
+    built = search_space(space)
+    tasks = np.repeat(np.arange(len(TASKS)), _items(space) // len(TASKS))
+    chosen = [[TASKS.index(task) for task in names] for names in space.objectives]
+    return Landscape(
+        space,
+        built,
+        tasks,
+        tuple(np.isin(tasks, one) for one in chosen),
+        source,
+        _references(space, built),
+    )
+
+
+def _references(space: Space, built: SearchSpace) -> tuple[str, ...]:
+    if space.recipe is None:  # the four models, and their average, which is none of the space
+        return (*(" ".join([model] * (LAYERS + 1)) for model in MODELS), "average")
+    return tuple(fingerprint(recipe) for recipe in baselines(built).values())
+
+
+def load_emulator(file: Path) -> Emulator:
+    """Read an emulator's table."""
+    with np.load(file) as table:
+        parts = {name: table[name].astype(np.float32) for name in Emulator.__slots__}
+    return Emulator(**parts)
+
+
+def save_emulator(emulator: Emulator, file: Path) -> None:
+    """Write an emulator's table: patterns take two bytes a number.
+
+    Points and shares keep four: neighbours' shares nearly cancel, so rounding them would tell.
+    """
+    parts = {name: getattr(emulator, name) for name in Emulator.__slots__}
+    parts["patterns"] = parts["patterns"].astype(np.float16)
+    np.savez_compressed(file, **parts)
+
+
+def save_table(gaps: Array, file: Path) -> None:
+    """Write a finite landscape's table; a sign is kept however small the gap."""
+    away = np.sign(gaps) * np.ceil(np.abs(gaps.astype(np.float32)) / STEP)
+    np.savez_compressed(file, steps=away.clip(-127, 127).astype(np.int8))
+
+
+def _source(space: Space) -> Source:
+    if space.recipe is None:
+        return _finite(TABLES / f"{space.name}.npz")
+    if len(space.parts) > 1:
+        parts = {method: _source(SPACES[part]) for method, part in space.parts.items()}
+        return _chosen(parts)
+    part = next(iter(space.parts.values()), space.name)
+    return _emulated(TABLES / f"{part}.npz", search_space(SPACES[part]))
+
+
+def _emulated(file: Path, space: SearchSpace) -> Source:
+    emulator = load_emulator(file)
+    reals = [d for d in space.dimensions if isinstance(d, Real)]
+    low = np.array([d.low for d in reals], np.float32)
+    width = np.array([d.high for d in reals], np.float32) - low
+    names = [d.name for d in reals]
+
+    def gaps(values: Values) -> Array:
+        numbers = np.array([values[name] for name in names], np.float32)
+        return emulator.gaps(((numbers - low) / width).clip(0, 1)).reshape(-1, 2)
+
+    return gaps
+
+
+def _finite(file: Path) -> Source:
+    with np.load(file) as table:
+        steps = table["steps"]
+
+    def gaps(values: Values) -> Array:
+        place = 0
+        for model in values.values():
+            place = place * len(MODELS) + MODELS.index(str(model))
+        return steps[place].astype(np.float32) * STEP
+
+    return gaps
+
+
+def _chosen(parts: Mapping[str, Source]) -> Source:
+    def gaps(values: Values) -> Array:
+        return parts[str(values["merge_method"])](values)
+
+    return gaps
+
+
+def _items(space: Space) -> int:
+    part = next(iter(space.parts.values()), space.name)
+    with np.load(TABLES / f"{part}.npz") as table:
+        return table["steps"].shape[1] if "steps" in table else len(table["mean"]) // 2
