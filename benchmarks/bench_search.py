@@ -95,8 +95,8 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
         mark = " *" if above < 0 else ""
         reach = "" if goal is None else reached(curve, goal)
         rows.append(
-            f"| {who} | {len(last)} | {last.mean():.4f} | {low:.4f} to {high:.4f} | {gap.mean():+.4f} | "
-            f"{below:+.4f} to {above:+.4f}{mark} | {reach} |"
+            f"| {who} | {len(last)} | {last.mean():.4f} | {low:.4f} to {high:.4f} | "
+            f"{gap.mean():+.4f} | {below:+.4f} to {above:+.4f}{mark} | {reach} |"
         )
     told = f"Goal: what {theirs} ends with, {goal:.4f}. " if theirs else ""
     return "\n".join([*rows, f"\n{told}\\* better than ours beyond chance."])
