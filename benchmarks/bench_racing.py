@@ -36,7 +36,7 @@ def _rule(races: int) -> None:
     for gap in GAPS:
         draw = functools.partial(plain_pairs, items=1000, gap=-gap if gap < 0 else gap)
         row = [_row(draw, rule, races, flip=gap < 0) for rule in _RULES.values()]
-        print(f"| {-100 * gap:+.0f} | {' | '.join(row)} |", flush=True)
+        print(f"| {0 - 100 * gap:+.0f} | {' | '.join(row)} |", flush=True)
 
 
 _RULES = {

@@ -175,12 +175,13 @@ def test_a_search_that_races_is_better_at_equal_items_and_not_worse_at_equal_tri
 ):
     pairs: list[tuple[float, float]] = []
     same: list[tuple[float, float]] = []
-    for seed in range(24):
+    for seed in range(40):
         land = Landscape(seed, graded=graded)
         whole = search(land, sampler, seed, 60, None)
         raced = search(land, sampler, seed, 60, Rule())
         pairs.append((raced.truths[-1], whole.truths[-1]))
         same.append((raced.truths[59], whole.truths[59]))
-    (better, apart), (worse, slack) = paired(pairs), paired(same)
-    assert better + apart > 0
-    assert worse + slack > -0.002
+    (gain, apart), (gain_of_same, slack) = paired(pairs), paired(same)
+    # Rights and wrongs are stopped later, so less is gained: not worse is what 40 seeds can show.
+    assert gain > (apart if graded else -apart)
+    assert gain_of_same > -slack
