@@ -23,7 +23,7 @@ from search.commands import compare_study, export_study, run_study
 from search.config import ObjectiveConfig
 from search.errors import NothingFound, ProtocolError, StudyError
 from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
-from search.record import baseline_results, card_from_dict, load, rank_of
+from search.record import baseline_results, by_fingerprint, card_from_dict, load, rank_of
 from search.study import open_study
 
 
@@ -240,9 +240,9 @@ def test_every_objective_is_a_value_and_the_mean_is_kept(pareto: Path):
 
 def test_finalists_are_the_front_and_its_best_mean_wins(pareto: Path):
     study = opened(pareto)
-    trials = [t for t in study.get_trials() if "reused" not in t.user_attrs]
+    trials = list(by_fingerprint(study).values())
     known = {trials[at].number for at in front([t.values for t in trials], [0.0] * len(trials))}
-    finalists = {t.number for t in finalists_of(study) if "reused" not in t.user_attrs}
+    finalists = {trial.number for trial in finalists_of(study)}
     assert finalists <= known
     assert len(finalists) == min(3, len(known))
     members = dict(study.user_attrs["front"])
