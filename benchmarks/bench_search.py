@@ -94,10 +94,13 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
         below, above = interval(gap)
         mark = " *" if above < 0 else ""
         reach = "" if goal is None else reached(curve, goal)
-        rows.append(
-            f"| {who} | {len(last)} | {last.mean():.4f} | {low:.4f} to {high:.4f} | "
-            f"{gap.mean():+.4f} | {below:+.4f} to {above:+.4f}{mark} | {reach} |"
+        cells = (
+            f"{last.mean():.4f}",
+            f"{low:.4f} to {high:.4f}",
+            f"{gap.mean():+.4f}",
+            f"{below:+.4f} to {above:+.4f}{mark}",
         )
+        rows.append(f"| {who} | {len(last)} | {' | '.join(cells)} | {reach} |")
     told = f"Goal: what {theirs} ends with, {goal:.4f}. " if theirs else ""
     return "\n".join([*rows, f"\n{told}\\* better than ours beyond chance."])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from landscape_emulator import Fidelity, fidelity, fit
-from landscape_spaces import SPACES
+from landscape_spaces import SPACES, features
 from landscapes import TABLES, load_emulator, save_emulator, save_table
 
 _HELD_OUT = 0.15
@@ -29,6 +29,7 @@ def main() -> None:
             continue
         with np.load(source) as table:
             points, gaps = table["points"].astype(np.float64), table["gaps"]
+            points = features(space, points)
         file = TABLES / f"{name}.npz"
         if space.recipe is None:
             save_table(gaps, file)

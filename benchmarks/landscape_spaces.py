@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from search.holes import build_space
 from search.space import Choice, SearchSpace, Values
 
@@ -136,6 +138,21 @@ def search_space(space: Space) -> SearchSpace:
     if mistakes:
         raise ValueError(f"space '{space.name}': " + "; ".join(mistakes))
     return built
+
+
+def features(space: Space, points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What an emulator sees of points of the unit cube, `(recipes, dimensions)`.
+
+    Normalised TIES depends on the weights' ratios only, with a jump where all are 0, which no
+    smooth function of the weights shows; so it sees their shares. The ranges all begin at 0.
+    """
+    if not space.recipe or space.recipe["merge_method"] != "ties":
+        return points
+    weights = [d.parameter == "weight" for d in search_space(space).dimensions]  # pyright: ignore
+    seen = points.copy()
+    sums = seen[:, weights].sum(1, keepdims=True)
+    seen[:, weights] /= np.where(sums > 0, sums, 1)
+    return seen
 
 
 def origins(values: Values) -> dict[str, Any]:

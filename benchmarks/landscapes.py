@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from landscape_emulator import Emulator, correct, probability
-from landscape_spaces import LAYERS, MODELS, SPACES, TASKS, Space, search_space
+from landscape_spaces import LAYERS, MODELS, SPACES, TASKS, Space, features, search_space
 
 from search.baselines import baselines
 from search.known import fingerprint
@@ -138,19 +138,24 @@ def _source(space: Space) -> Source:
         parts = {method: _source(SPACES[part]) for method, part in space.parts.items()}
         return _chosen(parts)
     part = next(iter(space.parts.values()), space.name)
-    return _emulated(TABLES / f"{part}.npz", search_space(SPACES[part]))
+    return _emulated(SPACES[part])
 
 
-def _emulated(file: Path, space: SearchSpace) -> Source:
-    emulator = load_emulator(file)
-    reals = [d for d in space.dimensions if isinstance(d, Real)]
+def _emulated(space: Space) -> Source:
+    emulator = load_emulator(TABLES / f"{space.name}.npz")
+    base = _finite(TABLES / "layers.npz")(dict.fromkeys(range(LAYERS + 1), "base"))
+    reals = [d for d in search_space(space).dimensions if isinstance(d, Real)]
     low = np.array([d.low for d in reals], np.float32)
     width = np.array([d.high for d in reals], np.float32) - low
     names = [d.name for d in reals]
+    weights = np.array([d.parameter == "weight" for d in reals])
 
     def gaps(values: Values) -> Array:
         numbers = np.array([values[name] for name in names], np.float32)
-        return emulator.gaps(((numbers - low) / width).clip(0, 1)).reshape(-1, 2)
+        point = ((numbers - low) / width).clip(0, 1)
+        if not point[weights].any():
+            return base  # nothing is added to it: the one recipe that is known for certain
+        return emulator.gaps(features(space, point[None])[0]).reshape(-1, 2)
 
     return gaps
 

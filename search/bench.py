@@ -23,6 +23,7 @@ from evals.objective import Reading, reading
 from evals.racing import Rule
 from evals.resampling import Clusters
 from evals.resident import build_resident
+from evals.rungs import affordable
 from evals.settings import Settings
 from evals.tasks import OpenTask, open_tasks, seal
 from evals.texts import CHARS, text_task
@@ -239,8 +240,8 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     try:
         with _tokenizer_folder(study, plan.donor) as folder:
             resident = build_resident(plan.config, folder, names, study.dtype, study.device)
-        rungs = Rule().rungs if races(study.config) else (1.0,)
-        harness = Harness(resident, study.tasks, roles, settings, rungs)
+        harness = Harness(resident, study.tasks, roles, settings)
+        harness.shares = _rungs(study.config, harness)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
     seal(study.tasks)
@@ -248,11 +249,13 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     return Bench(study, Workbench(parents, resident.slots), harness)
 
 
-def races(config: StudyConfig) -> bool:
-    """Whether candidates that have lost already are stopped: not where few items would be saved."""
-    items = config.items.search
-    many = items == "rest" or items * len(config.objectives) >= _FEWEST_FOR_RACES
-    return config.search.racing and many
+def _rungs(config: StudyConfig, harness: Harness) -> tuple[float, ...]:
+    """After which shares of the search items a candidate may be stopped; all: it may not."""
+    wanted = config.search.racing
+    items = sum(len(one.items.get(Role.SEARCH, ())) for one in harness.benchmarks)
+    if wanted == "always":
+        return Rule().rungs
+    return affordable(harness) if wanted and items >= _FEWEST_FOR_RACES else (1.0,)
 
 
 def protocol(bench: Bench) -> dict[str, Any]:
@@ -273,7 +276,7 @@ def protocol(bench: Bench) -> dict[str, Any]:
         **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
         "seed": config.search.seed,
-        "racing": races(config),  # it decides the batches in which items are scored
+        "rungs": list(bench.harness.shares),  # they decide the batches in which items are scored
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }

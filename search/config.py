@@ -232,7 +232,7 @@ class SearchConfig(_Section):
     goal: Literal["mean", "pareto"] = "mean"
     trials: Positive = 100
     batch: Positive = 4
-    racing: bool = True
+    racing: bool | Literal["always"] = True
     finalists: Positive = 8
     seed: Annotated[int, Field(ge=0)] = 0
     asynchronous: bool = Field(default=False, alias="async")

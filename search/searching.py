@@ -19,7 +19,7 @@ from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
 from search.asking import Asked, Proposer, ask, ask_batch
 from search.baselines import AVERAGE, baselines, parents
-from search.bench import Bench, Reference, races
+from search.bench import Bench, Reference
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
 from search.forking import with_prior
@@ -222,8 +222,11 @@ class _Search:
             yield Job(one.recipe, Role.SEARCH, race=begun[-1][1])
 
     def _race(self, asked: Sequence[Asked]) -> Race | None:
-        """What the candidates of a batch are held against: the best told before it began."""
-        if not asked or not races(self.bench.study.config):
+        """What the candidates of a batch are held against: the best told before it began.
+
+        Not with `gp`, which takes an estimate for as exact as a score (docs/racing.md).
+        """
+        if not asked or len(self.bench.harness.shares) == 1 or self.proposer.word == "gp":
             return None
         begun = asked[0].trial.number // self.proposer.batch * self.proposer.batch
         rows = self.bench.goals.raced()

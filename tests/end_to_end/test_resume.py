@@ -182,7 +182,7 @@ def racing_study(folder: Path) -> Path:
     study = study_dict(
         objectives=[{"task": "tiny_exact", "metric": "perplexity"}],
         items={"search": 320, "select": 16, "holdout": 32},
-        search={"sampler": "tpe", "trials": 24, "finalists": 2},
+        search={"sampler": "tpe", "trials": 24, "finalists": 2, "racing": "always"},
     )
     for model in study["recipe"]["models"]:
         model["parameters"]["weight"] = {"range": [0.0, 8.0]}
