@@ -35,11 +35,6 @@ Begin = Callable[[int], bool]
 class Evaluators(Protocol):
     """Whoever scores candidates. They keep nothing between jobs that could change a result."""
 
-    @property
-    def count(self) -> int:
-        """How many jobs run at a time."""
-        ...
-
     def learn(self, reference: Reference) -> None:
         """Hold every later candidate against the parents."""
 
@@ -62,11 +57,6 @@ class InProcess:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-
-    @property
-    def count(self) -> int:
-        """One at a time."""
-        return 1
 
     def learn(self, reference: Reference) -> None:
         """See `Evaluators`."""

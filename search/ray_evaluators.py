@@ -85,11 +85,6 @@ class _Pool:
         self._reference: Any = None
         self._practice: Practice | None = None
 
-    @property
-    def count(self) -> int:
-        """One job for each actor."""
-        return len(self._actors)
-
     def learn(self, reference: Reference) -> None:
         """See `Evaluators`; it travels with every job, since an actor may be a new one."""
         self._reference = self._ray.put(reference)

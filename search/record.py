@@ -88,10 +88,6 @@ class Record:
         """What Optuna is told; None where the trial failed."""
         return None if self.value is None else self.values or (self.value,)
 
-    def with_value(self, value: float, values: tuple[float, ...] | None = None) -> "Record":
-        """The same trial with its value, and those of each objective."""
-        return replace(self, value=value, values=values)
-
 
 def save(trial: Trial, record: Record) -> None:
     """Put everything but the value into the trial's attributes."""

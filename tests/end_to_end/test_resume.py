@@ -7,10 +7,10 @@ import sys
 from io import StringIO
 from pathlib import Path
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from stored_trials import history, stored
 from tiny_models import write_family
 from tiny_study import study_dict, write_study, write_tasks
 
@@ -37,7 +37,7 @@ def test_killed_study_equals_uninterrupted_one(tmp_path, sampler):
     whole, killed = (new_study(tmp_path / name, sampler, trials=26) for name in ("whole", "killed"))
     assert interrupt(whole, "SIGKILL") == [0]
     chance = random.Random(f"{sampler} killed")
-    moments = [chance.uniform(0.4, 1.8) for _ in range(7 if sampler in QUICK else 20)]
+    moments = [chance.uniform(0.2, 1.0) for _ in range(7 if sampler in QUICK else 20)]
     statuses = interrupt(killed, "SIGKILL", *moments)
     assert statuses[-1] == 0
     assert -signal.SIGKILL in statuses
@@ -207,23 +207,3 @@ def interrupt(study: Path, name: str, *moments: float, wait: bool = True) -> lis
                 process.kill()
                 break
     return statuses
-
-
-def stored(study: Path) -> list[optuna.trial.FrozenTrial]:
-    with open_study(check_study(study)) as opened:
-        return opened.get_trials()
-
-
-def history(study: Path) -> list[tuple]:
-    """Everything about the trials but times and counts of attempts."""
-    return [
-        (
-            trial.number,
-            trial.state,
-            trial.value,
-            trial.params,
-            trial.user_attrs["fingerprint"],
-            trial.user_attrs["scorecard"]["items"],
-        )
-        for trial in stored(study)
-    ]

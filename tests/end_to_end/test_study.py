@@ -12,6 +12,7 @@ import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 from safetensors.torch import load_file
+from stored_trials import stored
 from tiny_study import study_dict, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -313,11 +314,6 @@ def test_comparing_or_exporting_before_running_says_so(tmp_path):
 
 def silent() -> Console:
     return Console(file=StringIO())
-
-
-def stored(study: Path):
-    with open_study(check_study(study)) as opened:
-        return opened.get_trials()
 
 
 def winner_of(study: Path) -> int:

@@ -18,6 +18,7 @@ import postgres
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from stored_trials import history, stored
 from tiny_study import study_dict, write_study
 
 from search import ray_evaluators
@@ -27,7 +28,6 @@ from search.config import RayConfig
 from search.errors import StudyError
 from search.evaluators import Job
 from search.ray_evaluators import on_ray
-from search.study import open_study
 
 pytest.importorskip("ray")
 
@@ -81,7 +81,7 @@ def test_a_candidate_that_kills_its_worker_three_times_fails_alone(tmp_path, alo
     assert first.user_attrs["failure"] == "given up: its worker died 3 times while it ran"
     assert [t.state for t in stored(study)].count(TrialState.COMPLETE) == 11
     assert history(study)[:7] == whole[:7]
-    assert history(study, slice(8, 10)) == whole[8:10]  # what comes later learnt from others
+    assert history(study)[8:10] == whole[8:10]  # what comes later learnt from others
 
 
 @pytest.mark.slow
@@ -170,27 +170,6 @@ def scored(folder: Path, workers: int, trials: int = TRIALS) -> Path:
     study = new_study(folder, trials)
     assert run_study(study, Console(file=StringIO()), RunOptions(workers=workers)) is not None
     return study
-
-
-def stored(study: Path) -> list[Any]:
-    with open_study(check_study(study)) as opened:
-        return opened.get_trials()
-
-
-def history(study: Path, part: slice = slice(None)) -> list[tuple[Any, ...]]:
-    """Everything about the trials but times."""
-    return [
-        (
-            trial.number,
-            trial.state,
-            trial.value,
-            trial.params,
-            trial.user_attrs["fingerprint"],
-            trial.user_attrs["scorecard"]["items"],
-        )
-        for trial in stored(study)[part]
-        if "scorecard" in trial.user_attrs
-    ]
 
 
 class beside:  # noqa: N801
