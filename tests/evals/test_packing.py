@@ -32,9 +32,6 @@ from merge_core.recipe import from_dict
 CPU = torch.device("cpu")
 EVERY = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 FAST = (*DENSE, *MIXTURES, *STATEFUL)
-# The last bit follows the addresses of the experts.
-# Sums whose order hangs on where in memory the weights lie.
-LOOSE = dict.fromkeys(("granitemoe", "granitemoe_swa", "granitemoeshared", "falcon_mamba"), 1e-6)
 W1, W2, W3 = ("experts.*.w1.weight", "experts.*.w2.weight", "experts.*.w3.weight")
 
 
@@ -43,9 +40,10 @@ def test_a_resident_filled_with_a_parent_is_that_parent(tmp_path: Path, family: 
     folder = write_family_model(tmp_path / "a", family)
     resident = fill(folder)
     assert all(slot.is_contiguous() for slot in resident.slots.values())
-    found = family_logits(resident.model)
-    expected = family_logits(load_family(folder, family))
-    torch.testing.assert_close(found, expected, rtol=0, atol=LOOSE.get(family, 0))
+    # Torch multiplies in another order where a weight wants a gradient: the last bit of some.
+    found = family_logits(resident.model.requires_grad_(False))
+    expected = family_logits(load_family(folder, family).requires_grad_(False))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.slow
