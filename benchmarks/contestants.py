@@ -18,15 +18,19 @@ import optuna
 from landscapes import Landscape
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from scipy.special import logit
 from scoring import Scoring
-from search_game import SIGNALS, Game, SpentError, Trial, accuracy, front
+from search_game import SIGNALS, Game, SpentError, Trial, accuracy, front, per_item
 
-from search.asking import suggest
 from search.dimensions import METHOD
-from search.samplers import choose_sampler, refusal, sampler_for
-from search.space import Real, SearchSpace, Values
+from search.goals import spread
+from search.outputs import Outputs, Part, Reader, joined
+from search.samplers import UNRACED, choose_sampler, refusal, sampler_for
+from search.space import Choice, Dimension, Real, SearchSpace, Values
 
 FINALISTS, BATCH = 8, 4  # what a study has if its file says nothing
+_SURE = 5e-4  # as `evals.objective.odds`
 _MOST = 4  # trials for each that the budget would pay for in full, at most
 Array = np.ndarray[Any, Any]
 Winners = Callable[[Game, int], Sequence[Trial]]
@@ -68,8 +72,8 @@ class Protocol:
         racing: Whether candidates that have lost are stopped.
     """
 
-    signal: str = "probability"
-    judged: str = "probability"
+    signal: str = "soft"
+    judged: str = "soft"
     finalists: int = FINALISTS
     share: float = 1.0
     references: bool = True
@@ -117,17 +121,45 @@ def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
     most = planned_trials(game, protocol)
     chosen, _ = choose_sampler(word, space, most, len(game.landscape.objectives))
     scoring = Scoring.of(game, protocol, references(game, protocol))
+    reader = item_reader(game, protocol.signal)
     with contextlib.suppress(SpentError):
         while len(study.trials) < _MOST * most:  # a finite space ends in recipes seen before
             history = study.get_trials(deepcopy=False)
             asked: list[tuple[optuna.Trial, Values]] = []
             for number in range(len(history), len(history) + BATCH):
-                study.sampler = sampler_for(chosen, space, history, seed, number, batch=BATCH)
+                study.sampler = sampler_for(
+                    chosen, space, history, seed, number, batch=BATCH, reader=reader
+                )
                 trial = study.ask()
                 asked.append((trial, suggest(trial, space)))
-            rivals = scoring.leaders()
+            rivals = [] if chosen in UNRACED else scoring.leaders()
             for trial, values in asked:
                 study.tell(trial, scoring.look(values, rivals))
+
+
+def item_reader(game: Game, signal: str) -> Reader | None:
+    """What a study of ours would read of its trials' items."""
+    if signal == "accuracy":
+        return None
+
+    items = game.deal.search
+    own = [items[one[items]] for one in game.landscape.objectives]
+    shares = np.eye(len(own))
+    parts = [
+        Part(len(one), np.ones(len(one)), share) for one, share in zip(own, shares, strict=True)
+    ]
+
+    def read(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Outputs] | None:
+        whole = [t for t in trials if len(game.trials[t.number].seen) == len(items)]
+        if not whole:
+            return None
+        results = [per_item(game.trials[t.number].results, signal) for t in whole]
+        chances = np.array([one[np.concatenate(own)] for one in results], np.float64)
+        told = np.array([t.values for t in whole])
+        odds = logit(chances.clip(_SURE, 1 - _SURE))
+        return whole, joined(parts, list(odds), told, np.empty((len(whole), 0)))
+
+    return read
 
 
 def protocol_winners(protocol: Protocol) -> Winners:
@@ -147,9 +179,11 @@ def _chosen(game: Game, spent: int, protocol: Protocol) -> Sequence[Trial]:
     many = len(game.landscape.objectives) > 1
     scores = [read(game, trial) for trial in known]
     ranked = sorted(range(len(known)), key=lambda at: (-float(np.mean(scores[at])), at))
-    if many:
-        ahead = set(front(scores))
-        ranked = [at for at in ranked if at in ahead] + [at for at in ranked if at not in ahead]
+    if many and protocol.finalists:
+        ahead = front(scores)
+        members = [scores[at] for at in ahead]
+        means = [float(np.mean(one)) for one in members]
+        ranked = [ahead[at] for at in spread(members, means, protocol.finalists)]
     finalists = [known[at] for at in ranked[: max(1, protocol.finalists)]]
     if not protocol.finalists:
         return [known[at] for at in front(scores)] if many else finalists[:1]
@@ -188,6 +222,20 @@ def plain(name: str, make: Callable[[int], BaseSampler]) -> Contestant:
                 study.tell(trial, accuracy(game, done))
 
     return Contestant(name, play, _best, lambda _: None)
+
+
+def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:
+    """Draw a coordinate of every dimension that exists under those before it, in order."""
+
+    def ask(dimension: Dimension) -> Any:
+        if isinstance(dimension, Choice):
+            return trial.suggest_categorical(dimension.name, dimension.options)
+        low, high, log = dimension.low, dimension.high, dimension.log
+        if isinstance(dimension, Real):
+            return trial.suggest_float(dimension.name, low, high, log=log)
+        return trial.suggest_int(dimension.name, dimension.low, dimension.high, log=log)
+
+    return space.draw(ask)
 
 
 def _best(game: Game, spent: int) -> Sequence[Trial]:
@@ -316,7 +364,7 @@ def mergenetic(population: int, method: str | None = None) -> Contestant:
 
 # --- all of them ---------------------------------------------------------------------------------
 
-WORDS = ("tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
+WORDS = ("composite", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
 METHODS = ("task_arithmetic", "ties")  # of those in the space, which both others have
 
 
@@ -340,18 +388,14 @@ def ablations() -> Mapping[str, Contestant]:
     """Ours with one thing different each time, by name."""
     kinds = {
         "right or wrong only": Protocol("accuracy", "accuracy"),
+        "probability": Protocol("probability", "probability"),
         "winner by right or wrong": Protocol(judged="accuracy"),
-        "sharp": Protocol("sharp", "sharp"),
-        "both": Protocol("both", "both"),
-        "both, winner by right or wrong": Protocol("both", "accuracy"),
         "no finalists": Protocol(finalists=0),
         "4 finalists": Protocol(finalists=4),
         "half the search items": Protocol(share=0.5),
         "a quarter of the search items": Protocol(share=0.25),
         "no racing": Protocol(racing=False),
         "no references": Protocol(references=False),
-        "sharp, half": Protocol("sharp", "sharp", share=0.5),
-        "half, right or wrong": Protocol("accuracy", "accuracy", share=0.5),
     }
     words = ("auto", "tpe")
     every = [

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from landscape_emulator import Emulator, correct, probability
 from landscape_spaces import LAYERS, MODELS, SPACES, TASKS, Space, features, search_space
+from scipy.special import expit
 
+from evals.objective import SOFTNESS
 from search.baselines import baselines
 from search.known import fingerprint
 from search.space import Real, SearchSpace, Values
@@ -38,12 +40,12 @@ class Results:
     Attributes:
         graded: Probability of the right option, `(items,)`.
         right: Whether the most probable option is the right one, `(items,)`, 0 or 1.
-        sharp: The probability if log-likelihoods counted four times, `(items,)`.
+        soft: Soft accuracy, as a study measures it against its parents, `(items,)`.
     """
 
     graded: Array
     right: Array
-    sharp: Array
+    soft: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Landscape:
         objectives: For each objective which items are its own, `(items,)` bool.
         source: Gives the gaps.
         references: Fingerprints of the models that a study scores before its first trial.
+        scale: Of soft accuracies, nats.
     """
 
     space: Space
@@ -65,13 +68,13 @@ class Landscape:
     objectives: tuple[Array, ...]
     source: Source
     references: tuple[str, ...]
+    scale: float
 
     def results(self, values: Values) -> Results:
         """What a recipe gets; numbers beyond a range are moved to its end."""
         gaps = self.source(values)
-        return Results(
-            probability(gaps), correct(gaps).astype(np.float32), probability(4 * gaps.clip(-15, 15))
-        )
+        soft = expit(gaps.min(-1) / self.scale)
+        return Results(probability(gaps), correct(gaps).astype(np.float32), soft)
 
     def fingerprint(self, values: Values) -> str:
         """The same for recipes that make the same model."""
@@ -99,6 +102,7 @@ def landscape(name: str) -> Landscape:
         tuple(np.isin(tasks, one) for one in chosen),
         source,
         _references(space, built),
+        _scale(),
     )
 
 
@@ -106,6 +110,14 @@ def _references(space: Space, built: SearchSpace) -> tuple[str, ...]:
     if space.recipe is None:  # the four models, and their average, which is none of the space
         return (*(" ".join([model] * (LAYERS + 1)) for model in MODELS), "average")
     return tuple(fingerprint(recipe) for recipe in baselines(built).values())
+
+
+@cache
+def _scale() -> float:
+    """As a study has it from its parents' margins on its items."""
+    parent = _finite(TABLES / "layers.npz")
+    margins = [parent(dict.fromkeys(range(LAYERS + 1), model)).min(-1) for model in MODELS]
+    return float(np.median(np.abs(margins))) / SOFTNESS
 
 
 def load_emulator(file: Path) -> Emulator:

@@ -57,12 +57,7 @@ def _cannot(landscape: Landscape) -> str | None:
 
 def proposals() -> Mapping[str, Contestant]:
     """By name."""
-    kinds = {
-        "probability": Protocol(),
-        "sharp": Protocol("sharp", "sharp"),
-        "sharp, half the items": Protocol("sharp", "sharp", 4, 0.5),
-        "sharp, half the items, no references": Protocol("sharp", "sharp", 4, 0.5, False),
-    }
+    kinds = {"soft": Protocol()}
     return {
         name: usual_start(kind, name)
         for name, kind in ((f"proposal: {told}", kind) for told, kind in kinds.items())

@@ -131,25 +131,15 @@ def probability(game: Game, trial: Trial, items: Array | None = None) -> tuple[f
 
 def per_item(results: Results, signal: str) -> Array:
     """What a signal is on every item, `(items,)`, from 0 to 1."""
-    if signal == "both":
-        return (results.right + results.graded) / 2
-    return {"accuracy": results.right, "probability": results.graded, "sharp": results.sharp}[
-        signal
-    ]
+    return {"accuracy": results.right, "probability": results.graded, "soft": results.soft}[signal]
 
 
-def sharp(game: Game, trial: Trial, items: Array | None = None) -> tuple[float, ...]:
-    """The same with log-likelihoods that count four times: nearer to right or wrong."""
-    return score(game.landscape, trial.results.sharp, trial.seen if items is None else items)
+def soft(game: Game, trial: Trial, items: Array | None = None) -> tuple[float, ...]:
+    """A trial's mean soft accuracy for each objective."""
+    return score(game.landscape, trial.results.soft, trial.seen if items is None else items)
 
 
-def both(game: Game, trial: Trial, items: Array | None = None) -> tuple[float, ...]:
-    """The mean of right answers and probability."""
-    pairs = zip(accuracy(game, trial, items), probability(game, trial, items), strict=True)
-    return tuple((first + second) / 2 for first, second in pairs)
-
-
-SIGNALS = {"accuracy": accuracy, "probability": probability, "sharp": sharp, "both": both}
+SIGNALS = {"accuracy": accuracy, "probability": probability, "soft": soft}
 
 
 def judge(game: Game, winners: Sequence[Trial]) -> float:

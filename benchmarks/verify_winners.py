@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from contestants import Contestant, Protocol, mergekit_evolve, outcross
+from contestants import Contestant, mergekit_evolve, outcross
 from landscapes import Landscape, correct, landscape
 from search_game import SEARCH, Game, deal
 from tabulate_landscapes import _bench, gaps
@@ -27,8 +27,8 @@ def main() -> None:
     bench = _bench(options.cache)
     who = (
         mergekit_evolve(),
+        outcross("auto"),
         outcross("tpe"),
-        outcross("tpe", Protocol("sharp", "sharp"), "tpe, sharp"),
     )
     print("| landscape | whose | recipes | emulated | real | largest difference |")
     print("| --- | --- | --- | --- | --- | --- |")

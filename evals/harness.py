@@ -71,6 +71,7 @@ class Benchmark:
         signal: What the search looks at, as a scorecard calls it; None for the metric.
         turned: Whether the study wants the metric against its own direction.
         by_size: Whether a group's figure weighs its tasks by their sizes, as lm-eval's default is.
+        soft: Whether the search reads the signal, a margin, as a soft accuracy.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Benchmark:
     signal: str | None = None
     turned: bool = False
     by_size: bool = True
+    soft: bool = False
 
     def aggregate(self, values: Sequence[Value]) -> float:
         """The metric's own way from what is kept of one task's items to one figure."""
@@ -323,9 +325,10 @@ def _build_benchmark(harness: Harness, opened: OpenTask, roles: Sequence[Role]) 
         opened.higher_is_better,
         opened.weight,
         items,
-        signal,
+        "margin" if signal == "soft_accuracy" else signal,
         opened.turned,
         opened.by_size,
+        signal == "soft_accuracy",
     )
 
 

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.special as _special  # pyright: ignore[reportMissingTypeStubs]
 
 from evals.figures import falls, figure_name, shares
 from evals.harness import Benchmark
 from evals.scorecard import Scorecard, Value
 
+special: Any = _special  # scipy ships no types
 Array = np.ndarray[Any, np.dtype[np.float64]]
+SOFTNESS = 5  # benchmarks/SEARCH.md: what it gains
+_SURE = 5e-4  # results are stored in steps of 1/65,535 of their range
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -33,6 +37,8 @@ class Reading:
         figures: For results that a figure of the whole set is made of, its name in
             `figures.FIGURES`.
         by_size: Whether a group's tasks count by their sizes, so that every item counts alike.
+        soft: Whether a margin is read as a soft accuracy, see `signals.SIGNALS`.
+        scale: At which margin an item counts .73 as right and not .5, see `soft_scales`.
     """
 
     name: str
@@ -43,6 +49,26 @@ class Reading:
     members: Mapping[str, tuple[int, ...]]
     figures: Mapping[str, str]
     by_size: bool = True
+    soft: bool = False
+    scale: float = 1.0
+
+    @property
+    def graded(self) -> bool:
+        """Whether the search looks at a number between 0 and 1 for each item."""
+        return self.soft or self.signal == "probability"
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """A benchmark's items, in a form that bends less than probabilities do.
+
+    Attributes:
+        odds: Logarithm of p / (1 - p) for each item's probability, `(items,)`.
+        factors: What each item's probability counts, so that their mean is the score, `(items,)`.
+    """
+
+    odds: Array
+    factors: Array
 
 
 def objective(
@@ -84,6 +110,50 @@ def item_scores(
     ]
 
 
+def odds(card: Scorecard, one: Reading) -> Odds:
+    """The items of a benchmark whose signal is graded; see `Reading.graded`.
+
+    `item_scores` gives `factors / (1 + exp(-odds))`, but for numbers within 0.0005 of 0 or 1, from
+    which nothing is to be learnt.
+    """
+    assert one.signal is not None
+    values = np.array(card.items[one.name][one.signal], dtype=np.float64)
+    most = special.logit(1 - _SURE)
+    found = values / one.scale if one.soft else special.logit(values.clip(_SURE, 1 - _SURE))
+    return Odds(found.clip(-most, most), one.signs[one.signal] * item_weights(card, one))
+
+
+def soft_scales(cards: Sequence[Scorecard], readings: Sequence[Reading]) -> tuple[float, ...]:
+    """For each benchmark the scale of its soft accuracy: a fifth of the models' median margin.
+
+    Models differ in how sure they are, tasks in how long their options are; what counts is how
+    near a margin is to changing sides, as these models' margins go.
+
+    Args:
+        cards: Of the parents, on the same items.
+        readings: Of the benchmarks.
+    """
+    return tuple(_soft_scale(cards, one) if one.soft else one.scale for one in readings)
+
+
+def _soft_scale(cards: Sequence[Scorecard], one: Reading) -> float:
+    assert one.signal is not None
+    margins = np.abs(np.concatenate([card.items[one.name][one.signal] for card in cards]))
+    return float(np.median(margins)) / SOFTNESS or one.scale
+
+
+def item_weights(card: Scorecard, one: Reading) -> Array:
+    """What each item counts in its benchmark, `(items,)`, 1 on average.
+
+    Of a card of the first items only, each counts as it does among all.
+    """
+    scored = len(card.items[one.name][one.metric if one.signal is None else one.signal])
+    if one.by_size:
+        return np.ones(scored)
+    members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(scored))
+    return _task_shares(members)[:scored]
+
+
 def unchanged(one: Reading, ours: Scorecard, theirs: Scorecard) -> Mask:
     """Items that two models answer alike as far as the metric can tell, `(items,)`.
 
@@ -115,6 +185,7 @@ def reading(benchmark: Benchmark) -> Reading:
         members if several else {},
         {key: name for key, name in names.items() if name is not None},
         benchmark.by_size,
+        benchmark.soft,
     )
 
 
@@ -129,14 +200,14 @@ def _sign(benchmark: Benchmark, key: str, falling: bool) -> float:
 def _scores(card: Scorecard, one: Reading, signal: bool) -> Array:
     key = one.signal if signal and one.signal is not None else one.metric
     values = card.items[one.name][key]
-    members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(len(values)))
     if key in one.figures:
+        members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(len(values)))
         scores = _shares_of_tasks(one.figures[key], values, members[: len(values)])
     else:
         scores = np.asarray([_per_unit(v) for v in values], dtype=np.float64)
-    # Of a card of the first items only, each counts as it does among all.
-    weights = 1.0 if one.by_size else _task_shares(members)[: len(scores)]
-    return scores * one.signs[key] * weights
+    if one.soft and key == one.signal:
+        scores = special.expit(scores / one.scale)
+    return scores * one.signs[key] * item_weights(card, one)
 
 
 def _shares_of_tasks(figure: str, values: Sequence[Value], members: Array) -> Array:

@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from merge_core.recipe import Recipe
 from search.genes import distribution
 from search.known import fingerprint
-from search.samplers import Drawn, sampler_for
-from search.space import Choice, Dimension, Real, SearchSpace, Values
+from search.outputs import Reader
+from search.samplers import Keyed, sampler_for
+from search.space import Choice, Dimension, SearchSpace, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,13 @@ class Proposer:
         word: The sampler's.
         seed: The study's.
         batch: Trials that are proposed before the first of them is told.
+        reader: What trials reported of their items, for samplers that learn from it.
     """
 
     word: str
     seed: int
     batch: int
+    reader: Reader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,9 @@ def ask(
 ) -> Asked:
     """A trial by its number, with its values: one that a killed process left behind, or a new one.
 
+    Orphans are adopted as they are. Failing one instead would shift all numbers after it, and
+    CMA-ES would lose the point from its generation.
+
     Args:
         study: Where trials are kept.
         space: What is searched.
@@ -82,11 +88,18 @@ def ask(
         number: The trial's: of an orphan, or the next.
         history: All trials so far; a new one is added.
     """
+    study.sampler = Keyed(None, proposer.seed, number)  # nothing is left to it but to tell
     if number < len(history):
-        trial = next_trial(study, space, proposer, number)
-        return Asked(trial, space.decode(suggest(trial, space)))
+        orphan = history[number]
+        return Asked(optuna.Trial(study, orphan._trial_id), space.decode(orphan.params))  # pyright: ignore[reportPrivateUsage]
     sampler = sampler_for(
-        proposer.word, space, history, proposer.seed, number, batch=proposer.batch
+        proposer.word,
+        space,
+        history,
+        proposer.seed,
+        number,
+        batch=proposer.batch,
+        reader=proposer.reader,
     )
     draft, values = _drawn(study, space, sampler, number)
     trial = _begun(study, draft)
@@ -150,42 +163,4 @@ def _begun(study: optuna.Study, draft: FrozenTrial) -> optuna.Trial:
     """
     key = study._storage.create_new_trial(study._study_id, template_trial=draft)  # pyright: ignore[reportPrivateUsage]
     draft._trial_id = key  # pyright: ignore[reportPrivateUsage]
-    study.sampler = Drawn({}, study.sampler)  # there is nothing left to draw
     return optuna.Trial(study, key)
-
-
-def next_trial(
-    study: optuna.Study, space: SearchSpace, proposer: Proposer, number: int
-) -> optuna.Trial:
-    """A trial by its number: one that a killed process left behind, or a new one.
-
-    The sampler is made anew from the trials told so far, so both get the values that an
-    uninterrupted study would have given them. What a sampler draws at once is stored at once: its
-    model may see the trial's own first values when it is asked for the rest. Failing the orphan
-    instead would shift all numbers after it, and CMA-ES would lose the point from its generation.
-    """
-    history = study.get_trials(deepcopy=False)
-    orphan = history[number] if number < len(history) else None
-    study.sampler = sampler_for(
-        proposer.word, space, history, proposer.seed, number, batch=proposer.batch
-    )
-    if orphan and "drawn" in orphan.user_attrs:
-        study.sampler = Drawn(orphan.user_attrs["drawn"], study.sampler)
-    trial = optuna.Trial(study, orphan._trial_id) if orphan else study.ask()  # pyright: ignore[reportPrivateUsage]
-    if "drawn" not in trial.user_attrs:
-        trial.set_user_attr("drawn", trial.relative_params)
-    return trial
-
-
-def suggest(trial: optuna.Trial, space: SearchSpace) -> Values:
-    """Draw a coordinate of every dimension that exists under those before it, in order."""
-
-    def ask(dimension: Dimension) -> Any:
-        if isinstance(dimension, Choice):
-            return trial.suggest_categorical(dimension.name, dimension.options)
-        low, high, log = dimension.low, dimension.high, dimension.log
-        if isinstance(dimension, Real):
-            return trial.suggest_float(dimension.name, low, high, log=log)
-        return trial.suggest_int(dimension.name, dimension.low, dimension.high, log=log)
-
-    return space.draw(ask)

@@ -174,6 +174,12 @@ class Bench:
             self.harness.answering.adopt(reference.practice)
         self.looked.clear()
 
+    def scaled(self, scales: Sequence[float]) -> None:
+        """Read soft accuracies by these scales, in the order of the benchmarks."""
+        pairs = zip(self.readings, scales, strict=True)
+        self.readings = tuple(replace(one, scale=scale) for one, scale in pairs)
+        self.goals = goals_of(self.study.config, self.harness.benchmarks, self.readings)
+
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
         """For each benchmark the cluster of each of a role's items; None if all are independent."""
         pairs = zip(self.study.config.benchmarks, self.harness.benchmarks, strict=True)

@@ -141,7 +141,9 @@ class ObjectiveConfig(_Section):
     model: Literal["depth", "parameters"] | None = None
     function: Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")] | None = None
     metric: Name | None = None
-    signal: Literal["auto", "metric", "probability", "margin", "bits_per_byte"] = "auto"
+    signal: Literal["auto", "metric", "soft_accuracy", "probability", "margin", "bits_per_byte"] = (
+        "auto"
+    )
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     gen_kwargs: GenerationKeys = Field(default_factory=dict)
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -227,7 +229,16 @@ class SearchConfig(_Section):
     """
 
     sampler: Literal[
-        "auto", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random"
+        "auto",
+        "composite",
+        "tpe",
+        "cmaes",
+        "catcma",
+        "gp",
+        "nsgaii",
+        "evolution",
+        "qmc",
+        "random",
     ] = "auto"
     goal: Literal["mean", "pareto"] = "mean"
     trials: Positive = 100

@@ -23,10 +23,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from optuna import Study
 
-from evals.objective import Reading, item_scores, objective
+from evals.objective import Reading, item_scores, item_weights, objective
 from evals.racing import Duel, Rule, Verdict, race_front
 from evals.scorecard import Scorecard
 from search.genes import violation
@@ -153,7 +152,7 @@ def duel(incumbent: Scorecard, card: Scorecard, readings: Sequence[Reading]) -> 
         for one, top, scores in zip(others, most, figures, strict=True)
     ]
     bounded = all(_bounded(one, incumbent) and _bounded(one, card) for one in raced)
-    spans = [float(np.abs(_shares_of(one, incumbent)).max()) for one in raced]
+    spans = [float(item_weights(incumbent, one).max()) for one in raced]
     return Duel(
         whole,
         part,
@@ -175,15 +174,7 @@ def _key(one: Reading) -> str:
 
 def _bounded(one: Reading, card: Scorecard) -> bool:
     values = card.items[one.name][_key(one)]
-    return one.signal == "probability" or all(value in (0.0, 1.0) for value in values)
-
-
-def _shares_of(one: Reading, card: Scorecard) -> np.ndarray:
-    """What each item counts: the scores if every item had 1."""
-    values = card.items[one.name][_key(one)]
-    ones = {one.name: {_key(one): [1.0] * len(values)}}
-    (shares,) = item_scores(replace(card, items=ones), [one], signal=True)
-    return shares
+    return one.graded or all(value in (0.0, 1.0) for value in values)
 
 
 def _counts(card: Scorecard) -> dict[str, int]:

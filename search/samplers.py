@@ -25,12 +25,15 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.cat_cma import CmaSampler
+from search.composite import DESIGN, Composite
 from search.evolution import Evolution, Population, elite
 from search.genes import CONSTRAINTS, cube, distributions, filled, told, view
+from search.outputs import Reader
 from search.space import Choice, SearchSpace
 
-WORDS = ("tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
+WORDS = ("composite", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
 
+UNRACED = ("composite", "gp")  # to a Gaussian process an estimate is as exact as a score
 _ONE_OBJECTIVE = ("cmaes", "catcma")
 _MOST_FOR_GP = 500  # Optuna's own limit; benchmarks/README.md has the seconds of a proposal
 _FEWEST_FOR_CMAES = 2
@@ -60,8 +63,7 @@ class Rule:
 
 
 RULES = (
-    Rule("gp", "numbers only, at most {trials} trials", choices=False, trials=250),
-    Rule("tpe", "several objectives, at most {trials} trials", several=True, trials=250),
+    Rule("composite", "at most {trials} trials, from each of which it learns most", trials=500),
     Rule("nsgaii", "several objectives, many trials", several=True),
     Rule("cmaes", "numbers only, many trials", choices=False, dimensions=_FEWEST_FOR_CMAES),
     Rule("tpe", "one number only, many trials", choices=False),
@@ -136,11 +138,12 @@ def sampler_for(
     number: int,
     *,
     batch: int = 1,
+    reader: Reader | None = None,
 ) -> BaseSampler:
     """The sampler of one trial: the same for the same arguments, in any process.
 
-    What other trials of its batch draw matters to `gp` only, which keeps away from them; of those
-    it sees the ones with lower numbers. All other samplers see told trials only.
+    What other trials of its batch draw matters to `composite` and `gp` only, which keep away from
+    them; of those they see the ones with lower numbers. All other samplers see told trials only.
 
     Args:
         word: One of `WORDS`.
@@ -149,6 +152,7 @@ def sampler_for(
         seed: The study's seed.
         number: The trial's number; the first ones are the space's usual starts.
         batch: How many trials are asked for before the first of them is told.
+        reader: What trials reported of their items, for `composite`.
     """
     starts = space.starts()
     if number < len(starts):
@@ -156,15 +160,21 @@ def sampler_for(
     known, trials = distributions(space), told(history)
     if word == "qmc":
         return Keyed(_Sequence(seed, number - len(starts)), seed, number, trials, known)
-    if word == "random" or len(trials) < _WARM_UP or not known:
+    if word == "random" or len(trials) < (1 if word == "composite" else _WARM_UP) or not known:
         return Keyed(None, seed, number)
     own = trial_seed(seed, number)
+    running = [t for t in history if t.state is TrialState.RUNNING and t.number < number]
     match word:
+        case "composite":
+            lost = [t for t in history if t.state is TrialState.FAIL]
+            first = number < len(starts) + DESIGN
+            base = Composite(
+                space.dimensions, known, trials, lost, running, own, first=first, reader=reader
+            )
         case "cmaes" | "catcma":
             base = CmaSampler(known, trials, own, batch)
         case "gp":
             base = GPSampler(seed=own, warn_independent_sampling=False)
-            running = [t for t in history if t.state is TrialState.RUNNING and t.number < number]
             trials = [*filled(trials, cube(known)), *running]
         case "nsgaii":
             base = Population(known, own)
@@ -231,35 +241,6 @@ class Keyed(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, *_: object, **__: object) -> None:
         """Show Optuna's samplers how far the trial was from what it must keep to."""
-        _keep_constraints(study, trial)
-
-
-class Drawn(RandomSampler):
-    """The sampler of a trial whose joint draw is stored already; lone draws go on as before.
-
-    Args:
-        values: The joint draw.
-        base: The trial's own sampler.
-    """
-
-    def __init__(self, values: Mapping[str, Any], base: BaseSampler) -> None:
-        super().__init__(seed=0)
-        self._values, self._base = values, base
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """The stored value, or a lone draw."""
-        if param_name in self._values:
-            return self._values[param_name]
-        return self._base.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, *_: object, **__: object) -> None:
-        """As for a trial that was never interrupted."""
         _keep_constraints(study, trial)
 
 

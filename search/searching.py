@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evals.answering import Practice
 from evals.guards import Range, ranges
 from evals.items import Role
+from evals.objective import soft_scales
 from evals.scorecard import Scorecard
 from evals.symptoms import worst_of
 from merge_core.recipe import Recipe
@@ -22,6 +23,7 @@ from search.baselines import AVERAGE, baselines, parents
 from search.bench import Bench, Reference
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
+from search.evidence import reader_of
 from search.forking import with_prior
 from search.goals import Result, violation
 from search.known import known_names
@@ -42,7 +44,7 @@ from search.record import (
     stored_card,
     stored_practice,
 )
-from search.samplers import choose_sampler
+from search.samplers import UNRACED, choose_sampler
 from search.space import SearchSpace
 from search.study import Stop
 from search.trial import Outcome
@@ -135,7 +137,8 @@ def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
     if not used or used[-1][1] != word:
         number = len(study.get_trials(deepcopy=False))
         study.set_user_attr("samplers", [*used, [number, word]])
-    return Proposer(word, search.seed, 1 if search.asynchronous else search.batch)
+    batch = 1 if search.asynchronous else search.batch
+    return Proposer(word, search.seed, batch, reader_of(bench.goals))
 
 
 @dataclass(slots=True)
@@ -224,9 +227,9 @@ class _Search:
     def _race(self, asked: Sequence[Asked]) -> Race | None:
         """What the candidates of a batch are held against: the best told before it began.
 
-        Not with `gp`, which takes an estimate for as exact as a score (docs/racing.md).
+        Not with samplers that take an estimate for as exact as a score (docs/racing.md).
         """
-        if not asked or len(self.bench.harness.shares) == 1 or self.proposer.word == "gp":
+        if not asked or len(self.bench.harness.shares) == 1 or self.proposer.word in UNRACED:
             return None
         begun = asked[0].trial.number // self.proposer.batch * self.proposer.batch
         rows = self.bench.goals.raced()
@@ -366,6 +369,8 @@ def baseline_cards(
         cards, norms, practice, figures = _score_baselines(baselines(bench.study.space), evaluators)
         keep_practice(study, practice)
         study.set_user_attr("figures", figures)
+        parents = [card for name, card in cards.items() if name != AVERAGE]
+        bench.scaled(soft_scales(parents, bench.readings))
         study.set_user_attr("readings", readings_to_dict(bench.readings))
         study.set_user_attr("norms", {name: [r.low, r.high] for name, r in norms.items()})
         stored = {name: card_to_dict(card) for name, card in cards.items()}

@@ -14,7 +14,7 @@ from search.bench import Bench, CheckedStudy, protocol
 from search.config import StudyConfig
 from search.errors import ProtocolError
 from search.forking import forked, last_of, only_weights, reweighted
-from search.record import differences
+from search.record import differences, readings_from_dict
 from search.storage import open_storage
 
 
@@ -48,6 +48,9 @@ def keep_protocol(study: optuna.Study, bench: Bench, *, fork: bool = False) -> o
     """
     stated = protocol(bench)
     stored = study.user_attrs.get("protocol")
+    known = readings_from_dict(study) if "readings" in study.user_attrs else []
+    if len(known) == len(bench.readings):
+        bench.scaled([one.scale for one in known])
     if stored is None:
         study.set_user_attr("protocol", stated)
         return study

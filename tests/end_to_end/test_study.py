@@ -6,12 +6,14 @@ from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 from safetensors.torch import load_file
+from scipy.special import expit
 from stored_trials import stored
 from tiny_study import study_dict, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,7 +27,7 @@ from search.commands import (
     run_study,
 )
 from search.errors import NothingFound, ProtocolError, StudyError
-from search.record import load
+from search.record import load, readings_from_dict
 from search.study import open_study
 
 
@@ -43,13 +45,18 @@ def finished(tmp_path_factory) -> Path:
 def test_every_trial_has_recipe_scores_and_items(finished):
     trials = stored(finished)
     assert [trial.number for trial in trials] == list(range(6))
+    with open_study(check_study(finished)) as opened:
+        (reading,) = readings_from_dict(opened)
+    assert (reading.soft, reading.signal) == (True, "margin")
     for trial in trials:
         record = load(trial)
         assert record.recipe.method == "task_arithmetic"
         assert len(record.scorecard.items["tiny_choice"]["acc,none"]) == 16
         items = record.scorecard.items["tiny_choice"]
         assert record.scorecard.scores[0].value == pytest.approx(fmean(items["acc,none"]))
-        assert record.value == pytest.approx(fmean(items["probability"]), abs=1e-4)
+        assert record.value == pytest.approx(
+            expit(np.array(items["margin"]) / reading.scale).mean(), abs=1e-4
+        )
 
 
 def test_known_recipes_come_first_and_cost_nothing(finished):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from evals.errors import EvaluationError
 from evals.harness import Harness
 from evals.items import Role
 from evals.loading import TaskRequest
-from evals.objective import item_scores, objective
+from evals.objective import Reading, item_scores, objective, odds, soft_scales
 from evals.resident import Resident
+from evals.scorecard import Scorecard
 from evals.signals import SIGNALS, choose_signal, signal_of
 from evals.tasks import OpenTask
 
@@ -104,8 +106,8 @@ def test_with_several_inputs_the_texts_gold_is_the_option():
 @pytest.mark.parametrize(
     ("task", "metric", "expected"),
     [
-        ("tiny_choice", "acc", "probability"),
-        ("tiny_choice", "acc_norm", "probability"),
+        ("tiny_choice", "acc", "margin"),
+        ("tiny_choice", "acc_norm", "margin"),
         ("tiny_exact", "acc", None),
         ("tiny_exact", "perplexity", None),
         ("tiny_text", "bits_per_byte", None),
@@ -125,7 +127,7 @@ def test_auto_grades_options_that_are_right_or_wrong(
     assert card.scores[0].metric == f"{metric},none"
 
 
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("signal", [one for one in SIGNALS if one != "soft_accuracy"])
 def test_a_signal_is_made_of_lm_evals_log_likelihoods(
     open_local: OpenLocal, harness_of: HarnessOf, signal: str
 ):
@@ -182,9 +184,35 @@ def test_without_known_right_answers_auto_keeps_to_the_metric():
     """lm-eval warns of such documents and counts them as wrong."""
     tasks = [choice(1), choice(4)]  # there is no fifth option
     assert choose_signal("auto", "acc", "t", tasks, [{}, {}]) is None
-    assert choose_signal("auto", "acc", "t", tasks[:1], [{}]) == "probability"
+    assert choose_signal("auto", "acc", "t", tasks[:1], [{}]) == "soft_accuracy"
     with pytest.raises(EvaluationError, match="has no signal 'margin' for 1 of 2 items"):
         choose_signal("margin", "acc", "t", tasks, [{}, {}])
+
+
+def test_where_every_option_is_right_there_is_no_margin():
+    assert choose_signal("auto", "acc", "t", [choice([0, 1, 2, 3])], [{}]) == "probability"
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=20), st.floats(0.01, 10))
+def test_a_soft_accuracy_is_between_the_accuracy_and_a_half(margins: list[float], scale: float):
+    values = np.array(margins)
+    reading = Reading("t", "acc,none", "margin", 1.0, {"margin": 1.0}, {}, {}, soft=True)
+    reading = replace(reading, scale=scale)
+    card = Scorecard((), {"t": {"margin": tuple(margins)}}, 0.0)
+    (scores,) = item_scores(card, [reading], signal=True)
+    assert ((scores > 0.5) == (values > 0)).all() or np.abs(values[values != 0]).min() < 1e-12
+    assert (np.abs(scores - 0.5) <= 0.5).all()
+    read = odds(card, reading)
+    assert np.abs(expit(read.odds) * read.factors - scores).max() < 6e-4
+
+
+def test_the_scale_of_a_soft_accuracy_is_a_fifth_of_the_parents_median_margin():
+    soft = Reading("t", "acc,none", "margin", 1.0, {"margin": 1.0}, {}, {}, soft=True)
+    plain = replace(soft, soft=False)
+    cards = [Scorecard((), {"t": {"margin": values}}, 0.0) for values in ((-1.0, 2.0), (3.0, 4.0))]
+    assert soft_scales(cards, [soft, plain]) == (0.5, 1.0)
+    nothing = [Scorecard((), {"t": {"margin": (0.0, 0.0)}}, 0.0)]
+    assert soft_scales(nothing, [soft]) == (1.0,)
 
 
 def test_the_probability_of_a_continuation_is_its_own(open_local: OpenLocal, harness_of: HarnessOf):
@@ -201,6 +229,6 @@ def test_a_signal_tells_models_apart_that_a_metric_does_not(
     before = harness.score(Role.SEARCH)
     resident.slots["model.norm.weight"].mul_(1.01)
     after = harness.score(Role.SEARCH)
-    names = ("acc,none", "probability")
+    names = ("acc,none", "margin")
     same = [before.items["tiny_choice"][n] == after.items["tiny_choice"][n] for n in names]
     assert same == [True, False]

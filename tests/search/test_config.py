@@ -127,8 +127,8 @@ def test_search_items_may_be_the_rest():
         ({"items": {"select": 2.5}}, "items.select: input should be a valid integer"),
         (
             {"search": {"sampler": "tpee"}},
-            "search.sampler: input should be 'auto', 'tpe', 'cmaes', 'catcma', 'gp', 'nsgaii', "
-            "'evolution', 'qmc' or 'random', got 'tpee'",
+            "search.sampler: input should be 'auto', 'composite', 'tpe', 'cmaes', 'catcma', 'gp', "
+            "'nsgaii', 'evolution', 'qmc' or 'random', got 'tpee'",
         ),
         ({"dtype": "fp32"}, "dtype: input should be 'auto', 'float32', 'float16' or 'bfloat16'"),
         (
@@ -155,8 +155,8 @@ def test_search_items_may_be_the_rest():
         ({"objectives": [{"task": 3}]}, "objectives[0].task: expected a task's name"),
         (
             {"objectives": [{"task": "x", "signal": "prob"}]},
-            "objectives[0].signal: input should be 'auto', 'metric', 'probability', 'margin' or "
-            "'bits_per_byte', got 'prob'",
+            "objectives[0].signal: input should be 'auto', 'metric', 'soft_accuracy', "
+            "'probability', 'margin' or 'bits_per_byte', got 'prob'",
         ),
         (
             {"objectives": [{"task": "x", "gen_kwargs": {"max_gen_toks": 0}}]},

@@ -170,7 +170,8 @@ def test_the_claim_says_of_each_limit_whether_it_is_kept(floors: Path):
 
 
 def test_feasible_trials_come_first_everywhere(study_folder: Path):
-    choice, text = {"task": "tiny_choice"}, {"task": "tiny_text", "weight": 1e-6}
+    choice = {"task": "tiny_choice", "signal": "probability"}
+    text = {"task": "tiny_text", "weight": 1e-6}
     free = opened(ran(study_folder, "free", objectives=[choice, text]))
     figures = {t.number: figure(card_of(t), 1) for t in free.get_trials()}
     best = figures[free.user_attrs["winner"]]

@@ -10,6 +10,7 @@ from rich.console import Console
 from tiny_study import study_dict
 
 from search import commands
+from search.asking import Proposer, ask
 from search.bench import check_study
 from search.evaluators import Begin, InProcess, Job
 from search.study import open_study
@@ -54,8 +55,9 @@ def test_every_trial_is_told_once_though_others_overtake_it(study_folder, tmp_pa
 
 def test_an_orphan_is_adopted_and_the_budget_kept(study_folder, tmp_path):
     study = write(study_folder, tmp_path)
-    with open_study(check_study(study)) as opened:
-        opened.ask()  # of a process that died right after
+    checked = check_study(study)
+    with open_study(checked) as opened:  # of a process that died right after
+        ask(opened, checked.space, Proposer("tpe", 0, 1), 0, [])
     assert commands.run_study(study, Console(file=StringIO())) is not None
     with open_study(check_study(study)) as opened:
         states = [trial.state for trial in opened.get_trials()]
