@@ -25,10 +25,11 @@ from contestants import WORDS, Contestant, ablations, contestants, planned_word 
 from landscape_spaces import SPACES, TASKS  # noqa: E402
 from landscapes import landscape  # noqa: E402
 from proposals import proposals  # noqa: E402
+from real_merges import real_landscape  # noqa: E402
 from search_game import SEARCH, Game, deal, judge  # noqa: E402
 
 Array = np.ndarray[Any, Any]
-Job = tuple[str, str, int, int]
+Job = tuple[str, str, int, int, Path | None]
 OURS, THEIRS = "outcross, auto", "mergekit-evolve"
 _LANDSCAPES = [name for name in SPACES if name != "dare"]  # `dare` is a part of `methods`
 _STEPS = 40  # points of a curve
@@ -53,8 +54,9 @@ def play(job: Job) -> dict[str, Any]:
     Returns:
         With `curve`, None where there was no winner yet; `spent`, and `seconds`.
     """
-    name, who, trials, seed = job
-    ground, contestant = landscape(name), _everyone()[who]
+    name, who, trials, seed, real = job
+    ground = real_landscape(name, real) if real else landscape(name)
+    contestant = _everyone()[who]
     game = Game(ground, deal(ground, seed), trials * SEARCH * len(TASKS))
     start = time.perf_counter()
     contestant.play(game, seed)
@@ -166,18 +168,18 @@ def _jobs(options: argparse.Namespace) -> Iterable[Job]:
                     continue
                 if who in words and word == planned_word(_everyone()[OURS], ground, trials):
                     continue  # the same studies as `auto`
-                yield from ((name, who, trials, seed) for seed in range(options.seeds))
+                yield from ((name, who, trials, s, options.real) for s in range(options.seeds))
 
 
 def _run(jobs: Sequence[Job], processes: int, out: Path | None) -> list[dict[str, Any]]:
     """Play all that `out` does not have yet; what was played is kept there."""
     found: list[dict[str, Any]] = json.loads(out.read_text()) if out and out.exists() else []
     known = {(r["landscape"], r["contestant"], r["trials"], r["seed"]) for r in found}
-    left = [job for job in jobs if job not in known]
+    left = [job for job in jobs if job[:4] not in known]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for done, future in enumerate(as_completed([pool.submit(play, j) for j in left]), 1):
             found.append(future.result())
-            if out and (done % 100 == 0 or done == len(left)):
+            if out and (done % 10 == 0 or done == len(left)):
                 out.write_text(json.dumps(found))
     return found
 
@@ -191,6 +193,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ours", default=OURS, help="who the others are paired with")
     parser.add_argument("--most-for-gp", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--real", type=Path, metavar="CACHE", help="merge and score for real")
     parser.add_argument("--out", type=Path, help="results as JSON; played studies are kept")
     return parser.parse_args()
 

@@ -40,7 +40,7 @@ _CHUNK = 50  # recipes between two writes
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    bench = _bench(options.cache)
+    bench = build_bench_in(options.cache)
     for name in options.spaces:
         _tabulate(name, bench, options.cache / f"{name}.npz", options.limit)
 
@@ -101,7 +101,7 @@ def _scaled(space: SearchSpace, point: np.ndarray[Any, Any]) -> Iterator[tuple[s
         yield dimension.name, dimension.low + float(share) * (dimension.high - dimension.low)
 
 
-def _bench(cache: Path) -> Bench:
+def build_bench_in(cache: Path) -> Bench:
     """A study's bench on the quickstart's models and the benchmark's own items."""
     cache.mkdir(parents=True, exist_ok=True)
     family = cached_family(Console(stderr=True))

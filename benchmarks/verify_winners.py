@@ -13,7 +13,7 @@ import numpy as np
 from contestants import Contestant, mergekit_evolve, outcross
 from landscapes import Landscape, correct, landscape
 from search_game import SEARCH, Game, deal
-from tabulate_landscapes import _bench, gaps
+from tabulate_landscapes import build_bench_in, gaps
 
 from merge_core.recipe import to_dict
 from search.space import Values
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
     options = parser.parse_args()
-    bench = _bench(options.cache)
+    bench = build_bench_in(options.cache)
     who = (
         mergekit_evolve(),
         outcross("auto"),
