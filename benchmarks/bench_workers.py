@@ -26,11 +26,13 @@ import optuna
 
 from evals.answering import Practice
 from evals.objective import Reading
+from evals.racing import RUNGS
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import to_dict
 from search.bench import Reference
 from search.config import parse
 from search.evaluators import Begin, Job
+from search.goals import Aim, Goals
 from search.holes import build_space
 from search.progress import Silent
 from search.searching import Budget, run_search
@@ -40,7 +42,7 @@ from search.trial import Outcome
 
 ITEMS = 400
 EXPERTS = ("a", "b", "c", "d")
-WORDS = ("random", "qmc", "tpe", "cmaes", "catcma", "nsgaii", "evolution")
+WORDS = ("random", "qmc", "composite", "tpe", "cmaes", "catcma", "nsgaii", "evolution")
 METRIC, SIGNAL = "acc,none", "probability"
 
 
@@ -144,8 +146,13 @@ def study(word: str, batch: int, trials: int) -> Any:
     assert len(space.dimensions) >= 64, len(space.dimensions)
     signs = {METRIC: 1.0, SIGNAL: 1.0}
     reading = Reading("made_up", METRIC, SIGNAL, 1.0, signs, {}, {})
-    checked = SimpleNamespace(config=config, space=space)
-    return SimpleNamespace(study=checked, readings=(reading,))
+    return SimpleNamespace(
+        study=SimpleNamespace(config=config, space=space),
+        readings=(reading,),
+        goals=Goals((Aim(config.objectives[0], None, reading),), pareto=False),
+        harness=SimpleNamespace(shares=RUNGS),
+        scaled=lambda _: None,
+    )
 
 
 class Simulated:
@@ -200,7 +207,8 @@ class Simulated:
         whole = self._card(1 / (1 + np.exp(self._hard - skill)), job, ITEMS)
         norms = {"weight": 1.0} if job.measure else None
         practice = Practice(32, {"loglikelihood": (True, "made up")})
-        for items in (ITEMS // 8, ITEMS // 4, ITEMS // 2) if job.race else ():
+        for share in RUNGS[:-1] if job.race else ():
+            items = round(share * ITEMS)
             card = self._card(1 / (1 + np.exp(self._hard - skill)), job, items)
             verdict = job.race.verdict(card) if job.race else None
             if verdict is not None and verdict.lost:
