@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from search.errors import StudyError, first_line
@@ -27,7 +28,7 @@ def patient(
 
     A call that had reached the storage before its answer was lost does no harm when it is
     repeated: attributes and values are set to what they are, a trial that is finished already is
-    left so, and a trial that was begun twice is found running and adopted with the next batch.
+    left so, and one that is there already is not begun again.
 
     Args:
         storage: Of any kind.
@@ -51,9 +52,24 @@ def _forwarding(storage: BaseStorage, name: str, waiting: "_Waiting") -> Callabl
     method = getattr(storage, name)
 
     def call(_: BaseStorage, *args: Any, **kwargs: Any) -> Any:
-        return waiting.attempt(lambda: method(*args, **kwargs))
+        def done() -> Any:
+            return _begun(storage, *args, **kwargs) if name == "create_new_trial" else None
+
+        return waiting.attempt(lambda: method(*args, **kwargs), done)
 
     return call
+
+
+def _begun(
+    storage: BaseStorage, study_id: int, template_trial: FrozenTrial | None = None
+) -> int | None:
+    """The trial that a call began whose answer was lost; None if it began none."""
+    trials = storage.get_all_trials(study_id, deepcopy=False)
+    if not trials or template_trial is None:
+        return None
+    last = trials[-1]
+    same = (last.number, last.params) == (template_trial.number, template_trial.params)
+    return last._trial_id if same else None  # pyright: ignore[reportPrivateUsage]
 
 
 class _Waiting:
@@ -62,12 +78,15 @@ class _Waiting:
     def __init__(self, place: str, recover: Callable[[], None], patience: float) -> None:
         self._place, self._recover, self._patience = place, recover, patience
 
-    def attempt(self, call: Callable[[], Any]) -> Any:
+    def attempt(self, call: Callable[[], Any], done: Callable[[], Any] = lambda: None) -> Any:
+        """Call until it works; from the second time on only if `done` finds nothing."""
         begun, tries = time.monotonic(), 0
         while True:
             try:
                 if tries:
                     self._recover()
+                    if (found := done()) is not None:
+                        return found
                 return call()
             except UpdateFinishedTrialError:
                 if not tries:

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
-from optuna import Study, Trial
+from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evals.answering import Practice
@@ -89,10 +89,25 @@ class Record:
         return None if self.value is None else self.values or (self.value,)
 
 
-def save(trial: Trial, record: Record) -> None:
-    """Put everything but the value into the trial's attributes."""
-    trial.set_user_attr("recipe", to_dict(record.recipe))
-    trial.set_user_attr("fingerprint", record.key)
+class Notes(Protocol):
+    """A trial about which something can be stored."""
+
+    def set_user_attr(self, name: str, value: Any) -> None:
+        """Store something about it."""
+
+
+def described(recipe: Recipe, key: str) -> dict[str, Any]:
+    """The attributes that a trial has from its beginning.
+
+    Args:
+        recipe: Of the trial.
+        key: Its fingerprint.
+    """
+    return {"recipe": to_dict(recipe), "fingerprint": key}
+
+
+def save(trial: Notes, record: Record) -> None:
+    """Put everything that is known by now but the value into the trial's attributes."""
     if record.scorecard is not None:
         trial.set_user_attr("scorecard", card_to_dict(record.scorecard))
     if record.failure is not None:

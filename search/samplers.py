@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.cat_cma import CmaSampler
 from search.composite import DESIGN, Composite
 from search.evolution import Evolution, Population, elite
-from search.genes import CONSTRAINTS, cube, distributions, filled, told, view
+from search.genes import cube, distributions, filled, told, view
 from search.outputs import Reader
 from search.space import Choice, SearchSpace
 
@@ -238,18 +238,6 @@ class Keyed(BaseSampler):
         """A uniform value of any other parameter."""
         lone = RandomSampler(seed=trial_seed(self._seed, self._number, param_name))
         return lone.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, *_: object, **__: object) -> None:
-        """Show Optuna's samplers how far the trial was from what it must keep to."""
-        _keep_constraints(study, trial)
-
-
-def _keep_constraints(study: Study, trial: FrozenTrial) -> None:
-    """Optuna's samplers look for constraints in a place of their own."""
-    if trial.user_attrs.get(CONSTRAINTS) and not trial.constraints:
-        asked = optuna.Trial(study, trial._trial_id)  # pyright: ignore[reportPrivateUsage]
-        for i, value in enumerate(trial.user_attrs[CONSTRAINTS]):
-            asked.set_constraint(f"{i}", value)
 
 
 class _Sequence(QMCSampler):

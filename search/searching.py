@@ -182,7 +182,7 @@ class _Search:
         told = 0
         for record in self._records(asked, self._race(asked)):
             records[record.number] = record
-            while told < len(asked) and (number := asked[told].trial.number) in records:
+            while told < len(asked) and (number := asked[told].number) in records:
                 self._tell(asked[told], records[number])
                 told += 1
                 yield records[number]
@@ -216,11 +216,11 @@ class _Search:
                 return
             history = list(self.study.get_trials(deepcopy=False))
             one = ask(self.study, self.space, self.proposer, number, history)
-            if (record := self._settled(one, history[number])) is not None:
+            if (record := self._settled(one)) is not None:
                 self._tell(one, record)
                 settled.append(record)
                 continue
-            self._begin(one.trial)
+            self._begin(one)
             begun.append((one, self._race([one])))
             yield Job(one.recipe, Role.SEARCH, race=begun[-1][1])
 
@@ -231,24 +231,23 @@ class _Search:
         """
         if not asked or len(self.bench.harness.shares) == 1 or self.proposer.word in UNRACED:
             return None
-        begun = asked[0].trial.number // self.proposer.batch * self.proposer.batch
+        begun = asked[0].number // self.proposer.batch * self.proposer.batch
         rows = self.bench.goals.raced()
         return None if rows is None else Race(self.leaders.before(begun), rows)
 
     def _records(self, asked: Sequence[Asked], race: Race | None) -> Iterator[Record]:
         """The record of each trial, each once it is known."""
-        history = self.study.get_trials(deepcopy=False)
         first: dict[str, Asked] = {}
         jobs: list[Asked] = []
         for one in asked:
-            if (record := self._settled(one, history[one.trial.number])) is not None:
+            if (record := self._settled(one)) is not None:
                 yield record
             elif first.setdefault(one.key, one) is one:
                 jobs.append(one)
         found: dict[str, Record] = {}
         for position, outcome in self.evaluators.score(
             [Job(one.recipe, Role.SEARCH, race=race) for one in jobs],
-            lambda at: self._begin(jobs[at].trial),
+            lambda at: self._begin(jobs[at]),
         ):
             one = jobs[position]
             keep_practice(self.study, outcome.practice)
@@ -259,8 +258,9 @@ class _Search:
             if key in found and first[key] is not one:
                 yield self._kept(one, _reused(one, found[key]))
 
-    def _settled(self, one: Asked, stored: FrozenTrial) -> Record | None:
+    def _settled(self, one: Asked) -> Record | None:
         """The record of a trial that needs no scoring; None if it does."""
+        stored = one.stored
         if saved(stored):
             return self._recovered(stored)
         if stored.user_attrs.get("attempts", 0) >= _ATTEMPTS:
@@ -272,16 +272,16 @@ class _Search:
             return self._kept(one, self._baseline(one, self.given[one.key]))
         return None
 
-    def _begin(self, trial: optuna.Trial) -> bool:
+    def _begin(self, one: Asked) -> bool:
         """Note that a candidate begins, unless none may any more."""
         if self.halted:
             return False
-        trial.set_user_attr("attempts", int(trial.user_attrs.get("attempts", 0)) + 1)
+        one.set_user_attr("attempts", int(one.stored.user_attrs.get("attempts", 0)) + 1)
         return True
 
     def _record(self, one: Asked, outcome: Outcome, race: Race | None = None) -> Record:
         record = Record(
-            number=one.trial.number,
+            number=one.number,
             recipe=one.recipe,
             value=None,
             scorecard=None if outcome.scorecard is None else stored_card(outcome.scorecard),
@@ -298,7 +298,7 @@ class _Search:
         return self._judged(record)
 
     def _baseline(self, one: Asked, name: str) -> Record:
-        result, number = self.baselines[name], one.trial.number
+        result, number = self.baselines[name], one.number
         (card,) = result.cards
         record = Record(number, one.recipe, None, card, None, 0.0, name, figures=result.figures)
         return self._judged(record)
@@ -326,26 +326,22 @@ class _Search:
         return replace(record, value=mean, values=values if goals.pareto else None, missed=missed)
 
     def _kept(self, one: Asked, record: Record) -> Record:
-        save(one.trial, record)
+        save(one, record)
         return record
 
     def _tell(self, one: Asked, record: Record) -> None:
-        trial = one.trial
-        if record.told is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.study.tell(trial, record.told)
-            if record.stopped is None and record.scorecard is not None:
-                self.known.setdefault(one.key, record.number)
-                if not violation(record.missed):
-                    self.leaders.add(record.number, record.told, record.scorecard)
+        one.tell(record.told, list(record.missed.values()))
+        if record.told and record.stopped is None and record.scorecard is not None:
+            self.known.setdefault(one.key, record.number)
+            if not violation(record.missed):
+                self.leaders.add(record.number, record.told, record.scorecard)
         self.done += 1
 
 
 def _reused(one: Asked, earlier: Record) -> Record:
     return replace(
         earlier,
-        number=one.trial.number,
+        number=one.number,
         recipe=one.recipe,
         merge_seconds=0.0,
         reused=earlier.number,

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import create_engine, inspect, make_url
 
+from search.databases import Database
 from search.errors import NothingFound, StudyError, first_line
 from search.holding import HeldStudy, held_file
 from search.patience import patient
@@ -135,7 +136,7 @@ def _database(url: str, study: str) -> Generator[BaseStorage]:
     place = url.split("@")[-1]  # the part before may hold a password
     try:
         address = make_url(url)
-        inner = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        inner = Database(url)
     except Exception as error:  # drivers and servers fail in types of their own
         raise StudyError([f"storage: {place} can't be opened: {first_line(error)}"]) from None
     with contextlib.ExitStack() as held:
@@ -169,8 +170,7 @@ def _read_database(url: str, _: Path, study: str) -> BaseStorage:
             made = inspect(engine).has_table("studies")
             engine.dispose()
         if made:
-            options = {"pool_pre_ping": True}
-            return get_storage(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
+            return get_storage(Database(url, skip_table_creation=True))
     except Exception as error:  # drivers and servers fail in types of their own
         raise StudyError([f"storage: {place} can't be opened: {first_line(error)}"]) from None
     raise _not_run(study)

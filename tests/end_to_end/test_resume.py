@@ -16,6 +16,7 @@ from tiny_study import study_dict, write_study, write_tasks
 
 from evals import likelihood, memory
 from evals.items import Role
+from search.asking import Proposer, ask
 from search.bench import build_bench, check_study
 from search.commands import compare_study, run_study
 from search.finals import claim
@@ -73,8 +74,7 @@ def test_orphan_is_retried_and_nothing_else_changes(tmp_path):
     study = new_study(tmp_path, "tpe")
     assert interrupt(study, "SIGKILL") == [0]
     before = history(study)
-    with open_study(check_study(study)) as opened:
-        opened.ask()  # a process that died right after asking
+    begin(study, attempts=0)  # and the process died right after asking
     raise_budget(study, 10)
     assert interrupt(study, "SIGKILL") == [0]
     after = history(study)
@@ -84,8 +84,7 @@ def test_orphan_is_retried_and_nothing_else_changes(tmp_path):
 
 def test_candidate_that_kills_the_process_is_given_up(tmp_path):
     study = new_study(tmp_path, "tpe")
-    with open_study(check_study(study)) as opened:
-        opened.ask().set_user_attr("attempts", 3)
+    begin(study, attempts=3)
     assert interrupt(study, "SIGKILL") == [0]
     first, *others = stored(study)
     assert first.state is TrialState.FAIL
@@ -187,6 +186,16 @@ def racing_study(folder: Path) -> Path:
     for model in study["recipe"]["models"]:
         model["parameters"]["weight"] = {"range": [0.0, 8.0]}
     return write_study(folder, study)
+
+
+def begin(study: Path, attempts: int) -> None:
+    """A trial that is asked for and nothing more."""
+    checked = check_study(study)
+    with open_study(checked) as opened:
+        history = opened.get_trials(deepcopy=False)
+        asked = ask(opened, checked.space, Proposer("tpe", 0, 4), len(history), history)
+        if attempts:
+            asked.set_user_attr("attempts", attempts)
 
 
 def raise_budget(study: Path, trials: int) -> None:

@@ -26,7 +26,7 @@ def new_study() -> optuna.Study:
 
 
 def value_of(asked: Asked) -> float:
-    return -sum((value - 0.4) ** 2 for value in asked.trial.params.values())
+    return -sum((value - 0.4) ** 2 for value in asked.stored.params.values())
 
 
 def run(study: optuna.Study, space: SearchSpace, word: str, order: random.Random | None) -> list:
@@ -36,7 +36,7 @@ def run(study: optuna.Study, space: SearchSpace, word: str, order: random.Random
         if order:
             order.shuffle(told)
         for asked in told:
-            study.tell(asked.trial, value_of(asked))
+            asked.tell([value_of(asked)])
     return [trial.params for trial in study.trials]
 
 
@@ -52,20 +52,20 @@ def test_a_batch_that_is_half_told_is_finished_first(word: str, read_space: Read
     study, proposer = new_study(), Proposer(word, 3, BATCH)
     while batch := ask_batch(study, space, proposer, TRIALS):
         for asked in batch[: random.Random(len(study.trials)).randrange(1, BATCH + 1)]:
-            study.tell(asked.trial, value_of(asked))  # and the process dies
+            asked.tell([value_of(asked)])  # and the process dies
     assert [trial.params for trial in study.trials] == run(new_study(), space, word, None)
 
 
 def test_batches_end_at_the_budget_and_begin_at_their_places(read_space: Read):
     space, study, proposer = space_of(read_space), new_study(), Proposer("random", 0, BATCH)
     first = ask_batch(study, space, proposer, 6)
-    assert [asked.trial.number for asked in first] == [0, 1, 2, 3]
+    assert [asked.number for asked in first] == [0, 1, 2, 3]
     for asked in first:
-        study.tell(asked.trial, 0.0)
+        asked.tell([0.0])
     second = ask_batch(study, space, proposer, 6)
-    assert [asked.trial.number for asked in second] == [4, 5]
+    assert [asked.number for asked in second] == [4, 5]
     for asked in second:
-        study.tell(asked.trial, 0.0)
+        asked.tell([0.0])
     assert ask_batch(study, space, proposer, 6) == ()
     # A larger budget first fills the batch that the smaller one cut off.
-    assert [asked.trial.number for asked in ask_batch(study, space, proposer, 20)] == [6, 7]
+    assert [asked.number for asked in ask_batch(study, space, proposer, 20)] == [6, 7]

@@ -21,6 +21,7 @@ from search.record import (
     by_fingerprint,
     card_from_dict,
     card_to_dict,
+    described,
     differences,
     finished,
     load,
@@ -65,8 +66,16 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> optuna.Study:
     return optuna.create_study(storage=url, direction="maximize")
 
 
-def tell(study: optuna.Study, one: Record) -> None:
+def begun(study: optuna.Study, one: Record) -> optuna.Trial:
+    """A trial that was asked for."""
     trial = study.ask()
+    for name, value in described(one.recipe, one.key).items():
+        trial.set_user_attr(name, value)
+    return trial
+
+
+def tell(study: optuna.Study, one: Record) -> None:
+    trial = begun(study, one)
     save(trial, one)
     state = TrialState.FAIL if one.value is None else TrialState.COMPLETE
     study.tell(trial, one.value, state=state)
@@ -91,7 +100,7 @@ def test_a_reused_trial_says_whose_scores_it_has(study: optuna.Study):
 
 
 def test_a_running_trial_has_no_value(study: optuna.Study):
-    save(study.ask(), record(0))
+    save(begun(study, record(0)), record(0))
     assert load(study.get_trials()[0]).value is None
 
 
@@ -190,12 +199,12 @@ def test_ten_thousand_trials_of_a_thousand_items_take_less_than_200_mb(tmp_path:
     study = optuna.create_study(storage=f"sqlite:///{path}", direction="maximize")
     sizes: list[int] = []
     for number in range(12):
-        trial = study.ask()
+        one = record(number, recipe=recipe(number / 10), scorecard=realistic(number))
+        trial = begun(study, one)
         for dimension in range(9):
             trial.suggest_float(f"models.a.weight.{dimension}", 0.0, 1.5)
-        trial.set_user_attr("drawn", dict(trial.params))
         trial.set_user_attr("attempts", 1)
-        save(trial, record(number, recipe=recipe(number / 10), scorecard=realistic(number)))
+        save(trial, one)
         study.tell(trial, 0.5)
         sizes.append(path.stat().st_size)
     each = (sizes[-1] - sizes[1]) / (len(sizes) - 2)

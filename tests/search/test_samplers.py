@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from merge_core.recipe import from_dict
 from search import cat_cma
-from search.asking import Proposer, ask
+from search.asking import Asked, Proposer, ask
 from search.samplers import (
     RULES,
     WORDS,
@@ -100,10 +100,9 @@ class Search:
 
     def trial(self, limit: float | None = None) -> None:
         """Ask and tell; with a limit of the sum of all numbers as a constraint."""
-        trial = self.next_trial()
-        if limit is not None:
-            trial.set_user_attr("constraints", [total(trial.params) - limit])
-        self.study.tell(trial, self.values(trial.params))
+        asked = self.next_trial()
+        params = asked.stored.params
+        asked.tell(self.values(params), [] if limit is None else [total(params) - limit])
 
     def values(self, values: dict[str, Any]) -> list[float]:
         """The objectives: the smooth one, and one against it."""
@@ -123,7 +122,7 @@ class Search:
             killed: Die once when so many were asked for.
         """
         begun = len(self.study.get_trials(deepcopy=False))
-        asked: list[optuna.Trial] = []
+        asked: list[Asked] = []
         while len(asked) < size:
             if len(asked) == killed:
                 killed = None
@@ -131,18 +130,18 @@ class Search:
                 asked = []
             asked.append(self._asked(begun + len(asked), size))
         chance.shuffle(asked)
-        for trial in asked:
-            self.study.tell(trial, self.values(trial.params))
+        for one in asked:
+            one.tell(self.values(one.stored.params))
 
-    def next_trial(self) -> optuna.Trial:
+    def next_trial(self) -> Asked:
         trials = self.study.get_trials(deepcopy=False)
         running = bool(trials) and trials[-1].state is TrialState.RUNNING
         return self._asked(len(trials) - running, self.proposer.batch)
 
-    def _asked(self, number: int, size: int) -> optuna.Trial:
+    def _asked(self, number: int, size: int) -> Asked:
         proposer = replace(self.proposer, batch=size)
         history = list(self.study.get_trials(deepcopy=False))
-        return ask(self.study, self.space, proposer, number, history).trial
+        return ask(self.study, self.space, proposer, number, history)
 
     @property
     def params(self) -> list[dict[str, Any]]:

@@ -1,14 +1,21 @@
 """A study's storage after everything that can happen to a file."""
 
+import errno
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.trial import TrialState, create_trial
 
+from search.databases import Database
 from search.errors import StudyError
 from search.storage import JOURNAL, open_storage, repair
 
@@ -147,3 +154,43 @@ def test_a_password_is_not_shown(tmp_path: Path):
         add_trials("nosql://me:secret@host/db", tmp_path, 0)
     assert "secret" not in str(error.value)
     assert "host/db" in str(error.value)
+
+
+@pytest.mark.parametrize("location", ["runs/x", "sqlite:///{}/s.db"])
+def test_a_trial_whose_answer_was_lost_is_not_begun_twice(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    kind = Database if "://" in location else JournalStorage
+    name = "_create_new_trial" if "://" in location else "create_new_trial"
+    usual, lost = getattr(kind, name), []
+
+    def forgetful(*args: Any, **kwargs: Any) -> Any:
+        found = usual(*args, **kwargs)
+        if not lost:
+            lost.append(found)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return found
+
+    monkeypatch.setattr(kind, name, forgetful)
+    with open_storage(location.format(tmp_path), tmp_path, "s") as storage:
+        study = optuna.create_study(storage=storage, study_name="s")
+        for x in (0.25, 0.5):
+            known = {"x": FloatDistribution(0, 1)}
+            draft = create_trial(state=TrialState.RUNNING, params={"x": x}, distributions=known)
+            draft.number = len(study.trials)
+            key = storage.create_new_trial(study._study_id, draft)
+            assert storage.get_trial(key).params == {"x": x}
+        assert [trial.params["x"] for trial in study.trials] == [0.25, 0.5]
+    assert lost
+    assert "Stale file handle; trying again" in capsys.readouterr().err
+
+
+def test_sqlite_does_not_wait_for_the_disk_at_each_attribute(tmp_path: Path):
+    with open_storage(f"sqlite:///{tmp_path}/s.db", tmp_path, "s") as storage:
+        study = optuna.create_study(storage=storage, study_name="s")
+        study.ask().set_user_attr("x", 1)
+        assert (tmp_path / "s.db-wal").exists()
+    assert not (tmp_path / "s.db-wal").exists()  # one file, once it is closed
+    with sqlite3.connect(tmp_path / "s.db") as connection:
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    assert mode == "wal"
