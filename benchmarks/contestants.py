@@ -157,7 +157,7 @@ def item_reader(game: Game, signal: str) -> Reader | None:
         chances = np.array([one[np.concatenate(own)] for one in results], np.float64)
         told = np.array([t.values for t in whole])
         odds = logit(chances.clip(_SURE, 1 - _SURE))
-        return whole, joined(parts, list(odds), told, np.empty((len(whole), 0)))
+        return whole, joined(parts, odds, told, np.empty((len(whole), 0)))
 
     return read
 

@@ -95,6 +95,15 @@ class Benchmark:
         return {self.metric.split(",")[0]: mean} if task is None else task.aggregation()
 
     @property
+    def nats(self) -> str | None:
+        """Under what name a scorecard has log-likelihoods of right-or-wrong items, if it has."""
+        key = self.metric.replace("acc,", "perplexity,", 1)
+        task = self._task
+        kind = None if task is None else task.OUTPUT_TYPE
+        known = kind == "loglikelihood" and self.metric.startswith("acc,") and key in self.keys
+        return key if known and self.signal is None else None
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Every metric of the task under each of its filters, as a scorecard calls them."""
         task = self._task

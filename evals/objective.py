@@ -19,7 +19,6 @@ from evals.scorecard import Scorecard, Value
 special: Any = _special  # scipy ships no types
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SOFTNESS = 5  # benchmarks/SEARCH.md: what it gains
-_SURE = 5e-4  # results are stored in steps of 1/65,535 of their range
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -39,6 +38,8 @@ class Reading:
         by_size: Whether a group's tasks count by their sizes, so that every item counts alike.
         soft: Whether a margin is read as a soft accuracy, see `signals.SIGNALS`.
         scale: At which margin an item counts .73 as right and not .5, see `soft_scales`.
+        nats: Where items are right or wrong and have a log-likelihood too, as what a scorecard
+            keeps that.
     """
 
     name: str
@@ -51,24 +52,12 @@ class Reading:
     by_size: bool = True
     soft: bool = False
     scale: float = 1.0
+    nats: str | None = None
 
     @property
     def graded(self) -> bool:
         """Whether the search looks at a number between 0 and 1 for each item."""
         return self.soft or self.signal == "probability"
-
-
-@dataclass(frozen=True, slots=True)
-class Odds:
-    """A benchmark's items, in a form that bends less than probabilities do.
-
-    Attributes:
-        odds: Logarithm of p / (1 - p) for each item's probability, `(items,)`.
-        factors: What each item's probability counts, so that their mean is the score, `(items,)`.
-    """
-
-    odds: Array
-    factors: Array
 
 
 def objective(
@@ -108,19 +97,6 @@ def item_scores(
         _scores(card, one if isinstance(one, Reading) else reading(one), signal)
         for one in benchmarks
     ]
-
-
-def odds(card: Scorecard, one: Reading) -> Odds:
-    """The items of a benchmark whose signal is graded; see `Reading.graded`.
-
-    `item_scores` gives `factors / (1 + exp(-odds))`, but for numbers within 0.0005 of 0 or 1, from
-    which nothing is to be learnt.
-    """
-    assert one.signal is not None
-    values = np.array(card.items[one.name][one.signal], dtype=np.float64)
-    most = special.logit(1 - _SURE)
-    found = values / one.scale if one.soft else special.logit(values.clip(_SURE, 1 - _SURE))
-    return Odds(found.clip(-most, most), one.signs[one.signal] * item_weights(card, one))
 
 
 def soft_scales(cards: Sequence[Scorecard], readings: Sequence[Reading]) -> tuple[float, ...]:
@@ -186,6 +162,7 @@ def reading(benchmark: Benchmark) -> Reading:
         {key: name for key, name in names.items() if name is not None},
         benchmark.by_size,
         benchmark.soft,
+        nats=benchmark.nats,
     )
 
 

@@ -71,12 +71,12 @@ def plain(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Outputs]:
     return [trials[at] for at in known], outputs
 
 
-def joined(parts: Sequence[Part], odds: Sequence[Array], told: Array, missed: Array) -> Outputs:
+def joined(parts: Sequence[Part], odds: Array, told: Array, missed: Array) -> Outputs:
     """Outputs that are the log-odds of items, what these don't explain of the values, and limits.
 
     Args:
         parts: Of the values, in the order of the items.
-        odds: Of each trial, `(items of all parts,)`.
+        odds: Of each trial, `(trials, items of all parts)`.
         told: What trials were told, `(trials, values)`.
         missed: What they miss of limits, `(trials, limits)`.
     """
@@ -93,9 +93,8 @@ def joined(parts: Sequence[Part], odds: Sequence[Array], told: Array, missed: Ar
             found += means[..., None] * part.shares.astype(table.dtype)
         return found
 
-    items = np.array(odds)
     return Outputs(
-        np.hstack([items, told - explained(items), missed]),
+        np.hstack([odds, told - explained(odds), missed]),
         lambda table: explained(table) + table[..., last : last + count],
         lambda table: table[..., last + count :],
     )

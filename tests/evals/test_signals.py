@@ -16,7 +16,8 @@ from evals.errors import EvaluationError
 from evals.harness import Harness
 from evals.items import Role
 from evals.loading import TaskRequest
-from evals.objective import Reading, item_scores, objective, odds, soft_scales
+from evals.objective import Reading, item_scores, objective, soft_scales
+from evals.odds import evidence, odds
 from evals.resident import Resident
 from evals.scorecard import Scorecard
 from evals.signals import SIGNALS, choose_signal, signal_of
@@ -202,8 +203,9 @@ def test_a_soft_accuracy_is_between_the_accuracy_and_a_half(margins: list[float]
     (scores,) = item_scores(card, [reading], signal=True)
     assert ((scores > 0.5) == (values > 0)).all() or np.abs(values[values != 0]).min() < 1e-12
     assert (np.abs(scores - 0.5) <= 0.5).all()
-    read = odds(card, reading)
-    assert np.abs(expit(read.odds) * read.factors - scores).max() < 6e-4
+    known = evidence(card, reading)
+    (found,) = odds([known], reading)
+    assert np.abs(expit(found) * known.factors - scores).max() < 6e-4
 
 
 def test_the_scale_of_a_soft_accuracy_is_a_fifth_of_the_parents_median_margin():

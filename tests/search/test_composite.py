@@ -36,7 +36,7 @@ def score(params: dict[str, Any]) -> float:
 def reader(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Outputs]:
     part = Part(ITEMS, np.ones(ITEMS), np.ones(1))
     told = np.array([trial.values for trial in trials])
-    rows = [odds_of(trial.params) for trial in trials]
+    rows = np.array([odds_of(trial.params) for trial in trials])
     return list(trials), joined([part], rows, told, np.empty((len(trials), 0)))
 
 
@@ -75,7 +75,7 @@ def test_outputs_add_up_to_what_trials_were_told():
     ]
     odds, told = chance.normal(size=(6, 5)), chance.normal(size=(6, 2))
     missed = chance.normal(size=(6, 3))
-    outputs = joined(parts, list(odds), told, missed)
+    outputs = joined(parts, odds, told, missed)
     np.testing.assert_allclose(outputs.values(outputs.table), told)
     np.testing.assert_allclose(outputs.missed(outputs.table), missed)
     first = (expit(odds[:, :3]) * parts[0].factors).mean(1)
