@@ -139,6 +139,7 @@ def test_items_split_over_workers_give_the_trials_of_one_process(tmp_path, monke
     assert run_study(whole, Console(file=StringIO())) is not None
     tally = tmp_path / "tally"
     monkeypatch.setattr(ray_evaluators, "_Worker", telling(tally))
+    monkeypatch.setattr(ray_evaluators, "_Pool", Complete)
     assert run_study(split, Console(file=StringIO()), RunOptions(workers=4)) is not None
     assert history(split) == history(whole)
     for key in ("flags", "figures"):
@@ -188,6 +189,14 @@ def mortal(deadly: str, tally: Path) -> type:
             return usual.score(self, job, reference)
 
     return Mortal
+
+
+class Complete(ray_evaluators._Pool):
+    """A pool that waits for all its workers, however slowly they come."""
+
+    def learn(self, reference: Reference) -> None:
+        self._idle += [self._joined(ready) for ready in list(self._coming)]
+        super().learn(reference)
 
 
 def telling(tally: Path) -> type:

@@ -63,7 +63,7 @@ def test_pieces_join_to_the_scorecard_of_one_go(harness: Harness, deal: tuple[ra
     whole = harness.score(Role.SEARCH)
     assert {score.metric for score in whole.scores} >= {"acc,none", "f1,none"}
     assert whole.failure is None
-    assert 0 < whole.symptoms["tiny_generate"]["truncated"]
+    assert whole.symptoms["tiny_generate"]["truncated"] > 0
     pieces: dict[range, Piece] = {}
     for rungs in reversed(deal):  # who is asked first changes nothing
         pieces[rungs] = reduce(joined, harness.pieces(Role.SEARCH, None, rungs))
@@ -86,7 +86,10 @@ def test_what_one_part_lacks_the_whole_lacks():
     one = Piece((2,), ({"acc": [1.0, 0.0]},), ({"empty": (1, 2)},), 1.0)
     other = Piece((1,), ({"acc": [1.0], "late": [2.0]},), ({"missed": (1, 1)},), 2.0)
     assert joined(one, other) == Piece(
-        (3,), ({"acc": [1.0, 0.0, 1.0], "late": [2.0]},), ({"empty": (1, 2), "missed": (1, 1)},), 3.0
+        (3,),
+        ({"acc": [1.0, 0.0, 1.0], "late": [2.0]},),
+        ({"empty": (1, 2), "missed": (1, 1)},),
+        3.0,
     )
 
 
