@@ -9,7 +9,8 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from evals.errors import EvaluationError
 from evals.figures import FIGURES, figure_name, keep, whole
 from evals.guards import disagreement
 from evals.items import Role
+from evals.pieces import Piece, joined
 from evals.prefixes import Window
 from evals.prompts import Requests, build_requests
 from evals.racing import rung_ends
@@ -32,7 +34,7 @@ from evals.resident import Resident
 from evals.scorecard import Score, Scorecard, Value, mean_score
 from evals.settings import Settings
 from evals.signals import choose_signal, signal_of
-from evals.symptoms import symptoms
+from evals.symptoms import shares_of, symptoms
 from evals.tasks import OpenTask
 
 
@@ -211,8 +213,7 @@ class Harness:
         Raises:
             EvaluationError: If the harness was built without that role's items.
         """
-        *_, card = self.score_rungs(role, layers)
-        return card
+        return self.card(role, reduce(joined, self.pieces(role, layers)))
 
     def score_rungs(self, role: Role, layers: Keys | None = None) -> Iterator[Scorecard]:
         """Score rung by rung; a caller that has seen enough takes no further card.
@@ -228,9 +229,46 @@ class Harness:
         Raises:
             EvaluationError: If the harness was built without that role's items.
         """
+        pieces = self.pieces(role, layers)
+        return (self.card(role, piece) for piece in accumulate(pieces, joined))
+
+    def pieces(
+        self, role: Role, layers: Keys | None = None, rungs: range | None = None
+    ) -> Iterator[Piece]:
+        """Answer rung by rung; `card` makes scores of the pieces once they are joined.
+
+        Args:
+            role: Which items.
+            layers: As in `score`.
+            rungs: Which of `rungs(role)`; None for all.
+
+        Returns:
+            The results of each rung's own items, the same whichever rungs are answered beside it.
+
+        Raises:
+            EvaluationError: If the harness was built without that role's items.
+        """
         if any(role not in benchmark.items for benchmark in self.benchmarks):
             raise EvaluationError(f"the {role} items are sealed: this process was built without")
-        return self._score_rungs(role, layers)
+        ends = self.rungs(role)
+        spans = [*zip(((0,) * len(self.benchmarks), *ends), ends, strict=False)]
+        chosen = spans if rungs is None else [spans[at] for at in rungs]
+        return (self._piece(role, layers, *span) for span in chosen)
+
+    def card(self, role: Role, piece: Piece) -> Scorecard:
+        """The scorecard of a role's first items, by what they gave.
+
+        Args:
+            role: Whose items they are.
+            piece: From the first rung on.
+        """
+        pairs = zip(self.benchmarks, piece.results, strict=True)
+        known = {one.name: {key: list(values) for key, values in got.items()} for one, got in pairs}
+        counted = zip(self.benchmarks, piece.counts, strict=True)
+        scores = tuple(_score(one, role, known[one.name], count) for one, count in counted)
+        found = zip(self.benchmarks, piece.symptoms, strict=True)
+        told = {one.name: shares_of(tallies) for one, tallies in found if tallies}
+        return Scorecard(scores, known, piece.seconds, role, told)
 
     def rungs(self, role: Role) -> tuple[tuple[int, ...], ...]:
         """How many items of each benchmark have been scored after each rung, `(benchmarks,)` each.
@@ -240,36 +278,19 @@ class Harness:
         counts = [len(benchmark.items[role]) for benchmark in self.benchmarks]
         return rung_ends(counts, self.shares if role is Role.SEARCH else (1.0,))
 
-    def _score_rungs(self, role: Role, layers: Keys | None) -> Iterator[Scorecard]:
-        results: list[dict[str, list[Value]]] = [{} for _ in self.benchmarks]
-        seconds, starts = 0.0, (0,) * len(self.benchmarks)
-        for ends in self.rungs(role):
-            begun = time.perf_counter()
-            every = [benchmark.items[role] for benchmark in self.benchmarks]
-            fresh = [items[a:b] for items, a, b in zip(every, starts, ends, strict=True)]
-            self._answer([item for items in fresh for item in items], role, layers)
-            for known, benchmark, items in zip(results, self.benchmarks, fresh, strict=True):
-                for key, values in _results(benchmark, items).items():
-                    known.setdefault(key, []).extend(values)
-            seen = [items[:end] for items, end in zip(every, ends, strict=True)]
-            card = self._card(role, seen, results)
-            seconds += time.perf_counter() - begun
-            yield replace(card, seconds=seconds)
-            starts = ends
-
-    def _card(
-        self, role: Role, seen: Sequence[Sequence[Item]], results: Sequence[dict[str, list[Value]]]
-    ) -> Scorecard:
-        known = {
-            benchmark.name: {key: list(values) for key, values in found.items()}
-            for benchmark, found in zip(self.benchmarks, results, strict=True)
-        }
-        pairs = zip(self.benchmarks, seen, strict=True)
-        scores = tuple(_score(b, role, known[b.name], len(items)) for b, items in pairs)
-        pairs = zip(self.benchmarks, seen, strict=True)
-        found = {benchmark.name: symptoms(self.lm, items) for benchmark, items in pairs}
-        told = {name: rates for name, rates in found.items() if rates}
-        return Scorecard(scores, known, 0.0, role, told)
+    def _piece(
+        self, role: Role, layers: Keys | None, starts: Sequence[int], ends: Sequence[int]
+    ) -> Piece:
+        """What the items between two rungs give."""
+        begun = time.perf_counter()
+        every = [benchmark.items[role] for benchmark in self.benchmarks]
+        fresh = [items[a:b] for items, a, b in zip(every, starts, ends, strict=True)]
+        self._answer([item for items in fresh for item in items], role, layers)
+        pairs = zip(self.benchmarks, fresh, strict=True)
+        results = tuple(_results(benchmark, items) for benchmark, items in pairs)
+        found = tuple(symptoms(self.lm, items) for items in fresh)
+        counts = tuple(len(items) for items in fresh)
+        return Piece(counts, results, found, time.perf_counter() - begun)
 
     @torch.inference_mode()
     def _answer(self, items: Sequence[Item], role: Role, layers: Keys | None) -> None:

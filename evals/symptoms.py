@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from evals.pieces import Tally
 from evals.scorecard import Scorecard
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _WORDS = {
 }
 
 
-def symptoms(lm: Any, items: Sequence["Item"]) -> dict[str, float]:
+def symptoms(lm: Any, items: Sequence["Item"]) -> dict[str, Tally]:
     """Count what went wrong with a benchmark's generations.
 
     Args:
@@ -37,7 +38,7 @@ def symptoms(lm: Any, items: Sequence["Item"]) -> dict[str, float]:
         items: Answered and filtered items.
 
     Returns:
-        Shares of the generations that are `truncated` (as long as `max_gen_toks` allows), `empty`,
+        How many of the generations are `truncated` (as long as `max_gen_toks` allows), `empty`,
         `looping`, or `missed` by an answer extractor; nothing for a benchmark that generates none.
     """
     found: dict[str, list[bool]] = {"truncated": [], "empty": [], "looping": [], "missed": []}
@@ -52,7 +53,12 @@ def symptoms(lm: Any, items: Sequence["Item"]) -> dict[str, float]:
                 found["looping"].append(loops(text))
             if (nothing := _fallbacks(item.task)) is not None:
                 found["missed"].append(_missed(request, nothing))
-    return {name: sum(told) / len(told) for name, told in found.items() if told}
+    return {name: (sum(told), len(told)) for name, told in found.items() if told}
+
+
+def shares_of(tallies: Mapping[str, Tally]) -> dict[str, float]:
+    """The share of a benchmark's generations that shows each symptom."""
+    return {name: shown / every for name, (shown, every) in tallies.items()}
 
 
 def loops(text: str) -> bool:

@@ -114,7 +114,7 @@ def _evaluators(
 ) -> AbstractContextManager[Evaluators]:
     if workers is None:
         return nullcontext(InProcess(bench))
-    return on_ray(path, workers, str(device))
+    return on_ray(path, workers, str(device), bench.harness)
 
 
 def write_new_study(models: Sequence[str], options: NewOptions, console: Console) -> NewStudy:

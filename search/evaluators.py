@@ -20,12 +20,15 @@ class Job:
         role: On whose items.
         measure: Whether the norms of its tensors are wanted too.
         race: What it has to keep up with, or its scoring is stopped; None: nothing.
+        rungs: Of the search items; the outcome is a piece for `search.splitting.join`. None: all
+            items, and their scorecard.
     """
 
     recipe: Recipe
     role: Role
     measure: bool = False
     race: Race | None = None
+    rungs: range | None = None
 
 
 Begin = Callable[[int], bool]
@@ -78,4 +81,6 @@ class InProcess:
 
 def score_job(job: Job, bench: Bench) -> Outcome:
     """Do a job with a bench."""
-    return evaluate(job.recipe, bench, job.role, measure=job.measure, race=job.race)
+    return evaluate(
+        job.recipe, bench, job.role, measure=job.measure, race=job.race, rungs=job.rungs
+    )

@@ -2,24 +2,28 @@
 
 Ray places the actors, restarts those that die and tries their job again; they keep nothing that
 could change a result. Each holds the parents and the live model resident, on one accelerator if the
-study runs on one. Nothing here speaks a network.
+study runs on one. Where enough of them are free, one candidate's items are split over several.
+Nothing here speaks a network.
 """
 
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 from evals.answering import Practice
+from evals.harness import Harness
 from evals.items import Role
 from search.bench import Bench, Reference, build_bench, check_study
 from search.config import RayConfig
 from search.errors import StudyError
 from search.evaluators import Begin, Evaluators, Job, score_job
+from search.splitting import join, split
 from search.trial import Outcome
 
 _RETRIES = 2  # a job that kills its actor is tried this often again
@@ -27,13 +31,14 @@ _ROLES = (Role.SEARCH, Role.SELECT)
 
 
 @contextmanager
-def on_ray(path: Path, config: RayConfig, device: str) -> Generator[Evaluators]:
+def on_ray(path: Path, config: RayConfig, device: str, harness: Harness) -> Generator[Evaluators]:
     """Start the actors of a study, or join the cluster that the study names.
 
     Args:
         path: The study file, at the same place for every machine.
         config: How many actors and with what.
         device: That the study runs on: `cpu` or `cuda`.
+        harness: This process's own, for the scores of candidates whose items were split.
 
     Raises:
         StudyError: If Ray isn't installed, can't be reached or has no room for the actors.
@@ -41,7 +46,7 @@ def on_ray(path: Path, config: RayConfig, device: str) -> Generator[Evaluators]:
     if find_spec("ray") is None:  # an optional extra
         raise StudyError(["ray: workers need Ray; install outcross[ray]"], str(path))
     with _cluster(config, path) as ray:
-        yield _Pool(ray, path, config, device)
+        yield _Pool(ray, path, config, device, harness)
 
 
 @contextmanager
@@ -67,11 +72,28 @@ def _cluster(config: RayConfig, path: Path) -> Generator[Any]:
         ray.shutdown()
 
 
+@dataclass(slots=True)
+class _Begun:
+    """A job that runs, on one actor or on several.
+
+    Attributes:
+        position: The job's.
+        parts: What the actors were given.
+        found: What they gave, by the place of their part.
+    """
+
+    position: int
+    parts: Sequence[Job]
+    found: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
+
+
 class _Pool:
     """Jobs for actors, one at a time for each; an actor is used from when it is there."""
 
-    def __init__(self, ray: Any, path: Path, config: RayConfig, device: str) -> None:
-        self._ray = ray
+    def __init__(
+        self, ray: Any, path: Path, config: RayConfig, device: str, harness: Harness
+    ) -> None:
+        self._ray, self._harness = ray, harness
         gpus = config.gpus if device.startswith("cuda") else 0
         _check_room(ray.cluster_resources(), config.cpus, gpus, path)
         actor = ray.remote(
@@ -81,13 +103,15 @@ class _Pool:
         self._actors = [actor.remote(study, config.cpus) for _ in range(config.workers)]
         self._coming = {actor.open.remote(): actor for actor in self._actors}
         self._idle: deque[Any] = deque()
-        self._running: dict[Any, tuple[int, Any]] = {}
+        self._running: dict[Any, tuple[_Begun, int, Any]] = {}
         self._reference: Any = None
+        self._learnt = Reference({}, {})
         self._practice: Practice | None = None
 
     def learn(self, reference: Reference) -> None:
         """See `Evaluators`; it travels with every job, since an actor may be a new one."""
         self._reference = self._ray.put(reference)
+        self._learnt = reference
 
     def ways(self) -> Sequence[str]:
         """See `Evaluators`."""
@@ -100,31 +124,57 @@ class _Pool:
     ) -> Generator[tuple[int, Outcome]]:
         """See `Evaluators`."""
         waiting = enumerate(jobs)
+        count = len(jobs) if isinstance(jobs, Sequence) else None
         more = True
         try:
             while True:
                 while more and self._idle:
-                    more = self._begin(next(waiting, None), begin)
+                    more = self._begin(next(waiting, None), begin, count)
                 if not more and not self._running:
                     return
                 (ready,), _ = self._ray.wait([*self._coming, *self._running])
                 if ready in self._coming:
                     self._idle.append(self._joined(ready))
                     continue
-                position, actor = self._running.pop(ready)
+                begun, place, actor = self._running.pop(ready)
                 self._idle.append(actor)
-                yield position, self._outcome(ready)
+                begun.found[place] = self._outcome(ready)
+                if len(begun.found) == len(begun.parts):
+                    yield begun.position, self._whole(begun)
         finally:  # nobody waits for the rest
-            self._idle += [actor for _, actor in self._running.values()]
+            self._idle += [actor for *_, actor in self._running.values()]
             self._running.clear()
 
-    def _begin(self, job: tuple[int, Job] | None, begin: Begin | None) -> bool:
-        """Give a job to an idle actor; False if there is none, or none may begin any more."""
+    def _begin(self, job: tuple[int, Job] | None, begin: Begin | None, count: int | None) -> bool:
+        """Give a job to idle actors; False if there is none, or none may begin any more.
+
+        Args:
+            job: With its position.
+            begin: See `Evaluators`.
+            count: How many jobs there are in all; None if that isn't known.
+        """
         if job is None or (begin is not None and not begin(job[0])):
             return False
-        actor = self._idle.popleft()
-        self._running[actor.score.remote(job[1], self._reference)] = job[0], actor
+        position, whole = job
+        begun = _Begun(position, self._parts(whole, None if count is None else count - position))
+        for place, part in enumerate(begun.parts):
+            actor = self._idle.popleft()
+            self._running[actor.score.remote(part, self._reference)] = begun, place, actor
         return True
+
+    def _parts(self, job: Job, left: int | None) -> tuple[Job, ...]:
+        """A job in as many pieces as there are idle actors for each job that is left to begin.
+
+        A stream of jobs has no end that is known, so somebody will want the idle actors. Before it
+        is known how requests are answered, two actors might not agree on it.
+        """
+        if left is None or self._learnt.practice is None:
+            return (job,)
+        return split(job, self._harness.rungs(Role.SEARCH), len(self._idle) // left)
+
+    def _whole(self, begun: _Begun) -> Outcome:
+        parts = [begun.found[place] for place in range(len(begun.parts))]
+        return parts[0] if len(parts) == 1 else join(parts, self._harness, self._learnt.worst)
 
     def _joined(self, ready: Any) -> Any:
         failures = self._ray.exceptions

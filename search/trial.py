@@ -1,8 +1,9 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 
@@ -11,6 +12,7 @@ from evals.answering import Practice
 from evals.guards import health, norm
 from evals.harness import Harness
 from evals.items import Role
+from evals.pieces import Piece, joined
 from evals.racing import Verdict
 from evals.scorecard import Scorecard
 from evals.symptoms import failing, flags
@@ -37,6 +39,8 @@ class Outcome:
         verdict: Why not all items were scored: the race was lost.
         practice: How the requests were answered.
         figures: Of objectives that need no items, by name.
+        piece: What some rungs of the items gave, where only those were asked for; then there is no
+            scorecard yet, and a failure is one that came after them.
     """
 
     scorecard: Scorecard | None
@@ -47,10 +51,17 @@ class Outcome:
     verdict: Verdict | None = None
     practice: Practice | None = None
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    piece: Piece | None = None
 
 
 def evaluate(
-    recipe: Recipe, bench: Bench, role: Role, *, measure: bool = False, race: Race | None = None
+    recipe: Recipe,
+    bench: Bench,
+    role: Role,
+    *,
+    measure: bool = False,
+    race: Race | None = None,
+    rungs: range | None = None,
 ) -> Outcome:
     """Merge a recipe into the live model and score it on one role's items.
 
@@ -62,7 +73,9 @@ def evaluate(
         role: Which items.
         measure: Whether to take the norms of the merged tensors too.
         race: What it has to keep up with; one that has lost isn't scored to the end.
+        rungs: Answer these only, and leave it to `judged` what they are worth; None scores all.
     """
+    wanted = role is Role.SEARCH and (rungs is None or rungs.start == 0)  # once is enough
     outcome = attempt(
         lambda: bench.study.plan(recipe),
         bench.workbench,
@@ -71,19 +84,28 @@ def evaluate(
         look=lambda: _unhealthy(bench),
         keys=lambda plan: layer_keys(plan, bench),
         race=race,
-        figures=(lambda plan: figures_of(plan, bench)) if role is Role.SEARCH else None,
+        figures=(lambda plan: figures_of(plan, bench)) if wanted else None,
+        rungs=rungs,
     )
-    card = outcome.scorecard
     practice = bench.harness.answering.practice
+    answered = outcome.scorecard is not None or outcome.piece is not None
+    norms = norms_of(bench.workbench.slots) if measure and answered else None
+    return judged(replace(outcome, norms=norms, practice=practice), bench.worst)
+
+
+def judged(outcome: Outcome, worst: Mapping[str, Mapping[str, float]]) -> Outcome:
+    """The outcome without a scorecard if that holds no answers, and with what to know of it else.
+
+    Args:
+        outcome: Of a candidate; without a scorecard it is returned as it is.
+        worst: The parents' largest share of each symptom by benchmark; nothing fails without.
+    """
+    card = outcome.scorecard
     if card is None:
-        return replace(outcome, practice=practice)
-    reason = failing(card, bench.worst) if bench.worst else None
-    told = flags(card, bench.worst)
-    norms = norms_of(bench.workbench.slots) if measure else None
+        return outcome
+    reason = failing(card, worst) if worst else None
     kept = card if reason is None else None
-    return replace(
-        outcome, scorecard=kept, failure=reason, flags=told, norms=norms, practice=practice
-    )
+    return replace(outcome, scorecard=kept, failure=reason, flags=flags(card, worst))
 
 
 def norms_of(slots: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -100,6 +122,7 @@ def attempt(
     keys: Callable[[MergePlan], Keys | None] | None = None,
     race: Race | None = None,
     figures: Callable[[MergePlan], Mapping[str, float]] | None = None,
+    rungs: range | None = None,
 ) -> Outcome:
     """Make the live model be what a plan describes, and score it.
 
@@ -112,42 +135,65 @@ def attempt(
         keys: What stands for the weights of each layer, where that is known.
         race: What it has to keep up with.
         figures: Measures what needs no items, once the model is scored.
+        rungs: Answer these only; None: all, and make their scorecard.
     """
     start = time.perf_counter()
-    merged = start
+    seconds = 0.0
     look = look or (lambda: health(harness.lm.model, workbench.slots, harness.prompt))
     try:
         made = plan()
         apply(made, workbench)
-        merged = time.perf_counter()
+        seconds = time.perf_counter() - start
         if reason := look():
-            return Outcome(None, reason, merged - start)
-        card, verdict = _scored(harness, role, keys(made) if keys else None, race)
-        whole = card.failure is None and verdict is None
-        measured = dict(figures(made)) if figures and whole else None
-    except MergeError as error:
-        return Outcome(None, str(error), time.perf_counter() - start)
-    except ScorerError as error:
-        return Outcome(None, str(error), merged - start)
+            return Outcome(None, reason, seconds)
+        layers = keys(made) if keys else None
+        if rungs is None:
+            outcome = _scored(harness, role, layers, race, seconds)
+        else:
+            piece = reduce(joined, harness.pieces(role, layers, rungs))
+            outcome = Outcome(None, None, seconds, piece=piece)
     except Exception as error:  # a model or task may fail in any way on a strange candidate
-        return Outcome(None, f"{type(error).__name__}: {error}", merged - start)
-    kept = card if card.failure is None else None
-    return Outcome(kept, card.failure, merged - start, verdict=verdict, figures=measured or {})
+        return Outcome(None, reason_of(error), seconds)
+    whole = outcome.failure is None and outcome.verdict is None
+    return _measured(outcome, figures, made) if figures and whole else outcome
+
+
+def reason_of(error: Exception) -> str:
+    """Why a candidate failed: our own errors are sentences, others need their type."""
+    own = isinstance(error, MergeError | ScorerError)
+    return str(error) if own else f"{type(error).__name__}: {error}"
 
 
 def _scored(
-    harness: Harness, role: Role, keys: Keys | None, race: Race | None
-) -> tuple[Scorecard, Verdict | None]:
+    harness: Harness, role: Role, keys: Keys | None, race: Race | None, seconds: float
+) -> Outcome:
     """The scorecard of all items, or of those after which the race was lost."""
+    verdict = None
     if race is None:
-        return harness.score(role, keys), None
-    cards = harness.score_rungs(role, keys)
+        card = harness.score(role, keys)
+    else:
+        card, verdict = _raced(harness.score_rungs(role, keys), race)
+    kept = card if card.failure is None else None
+    return Outcome(kept, card.failure, seconds, verdict=verdict)
+
+
+def _raced(cards: Iterator[Scorecard], race: Race) -> tuple[Scorecard, Verdict | None]:
     card = next(cards)
     while not (verdict := race.verdict(card)).lost and card.failure is None:
         if (more := next(cards, None)) is None:
             break
         card = more
     return card, verdict if verdict.lost else None
+
+
+def _measured(
+    outcome: Outcome, figures: Callable[[MergePlan], Mapping[str, float]], made: MergePlan
+) -> Outcome:
+    """The same with the figures that need no items; no scores if they can't be had."""
+    try:
+        return replace(outcome, figures=dict(figures(made)))
+    except Exception as error:  # a user's function may fail in any way
+        return replace(outcome, scorecard=None, failure=reason_of(error))
 
 
 def _unhealthy(bench: Bench) -> str | None:

@@ -21,8 +21,10 @@ from rich.console import Console
 from stored_trials import history, stored
 from tiny_study import study_dict, write_study
 
+from evals.harness import Harness
+from evals.items import Role
 from search import ray_evaluators
-from search.bench import Reference, check_study
+from search.bench import Reference, build_bench, check_study
 from search.commands import RunOptions, run_study
 from search.config import RayConfig
 from search.errors import StudyError
@@ -121,13 +123,42 @@ def test_an_interrupted_study_finishes_what_runs_and_goes_on_as_if_never_stopped
 
 
 @pytest.mark.slow
+def test_items_split_over_workers_give_the_trials_of_one_process(tmp_path, monkeypatch):
+    """Two candidates at a time for four workers; the sampler is one whose candidates don't race."""
+    search = {"sampler": "composite", "racing": "always", "batch": 2, "trials": 11, "finalists": 2}
+    changes = {
+        "search": search,
+        "items": {"search": 40, "select": 8, "holdout": 8},
+        "objectives": [{"task": "tiny_choice", "metric": "acc"}, {"task": "tiny_generate"}],
+    }
+    studies = []
+    for name in ("alone", "split"):
+        (tmp_path / name).mkdir()
+        studies.append(write_study(tmp_path / name, study_dict(**changes)))
+    whole, split = studies
+    assert run_study(whole, Console(file=StringIO())) is not None
+    tally = tmp_path / "tally"
+    monkeypatch.setattr(ray_evaluators, "_Worker", telling(tally))
+    monkeypatch.setattr(ray_evaluators, "_Pool", Complete)
+    assert run_study(split, Console(file=StringIO()), RunOptions(workers=4)) is not None
+    assert history(split) == history(whole)
+    for key in ("flags", "figures"):
+        one, other = ([t.user_attrs.get(key) for t in stored(s)] for s in studies)
+        assert one == other
+    told = tally.read_text().split()
+    assert set(told) == {"0-3", "3-4"}
+    sent = [trial for trial in stored(split) if "reused" not in trial.user_attrs]
+    assert told.count("0-3") == told.count("3-4") >= len(sent) > 4
+
+
+@pytest.mark.slow
 def test_a_worker_that_cannot_open_the_study_says_why(tmp_path):
     study = new_study(tmp_path)
-    with on_ray(study, RayConfig(), "cpu") as evaluators:
+    with on_ray(study, RayConfig(), "cpu", harness_of(study)) as evaluators:
         recipe = check_study(study).space.everyone()
         (tmp_path / "study.yaml").rename(tmp_path / "elsewhere.yaml")
         with pytest.raises(StudyError, match="there is no such file") as caught:
-            list(evaluators.score([Job(recipe, ray_evaluators.Role.SEARCH)]))
+            list(evaluators.score([Job(recipe, Role.SEARCH)]))
     assert "at the same path on every machine" in str(caught.value)
 
 
@@ -136,7 +167,7 @@ def test_workers_that_fit_nowhere_are_refused(tmp_path):
     study = new_study(tmp_path)
     with (
         pytest.raises(StudyError, match="a worker needs 1 CPUs and 64 GPUs"),
-        on_ray(study, RayConfig(gpus=64), "cuda"),
+        on_ray(study, RayConfig(gpus=64), "cuda", harness_of(study)),
     ):
         pass
 
@@ -159,6 +190,32 @@ def mortal(deadly: str, tally: Path) -> type:
             return usual.score(self, job, reference)
 
     return Mortal
+
+
+class Complete(ray_evaluators._Pool):
+    """A pool that waits for all its workers, however slowly they come."""
+
+    def learn(self, reference: Reference) -> None:
+        self._idle += [self._joined(ready) for ready in list(self._coming)]
+        super().learn(reference)
+
+
+def telling(tally: Path) -> type:
+    """Workers that write down which rungs they are asked for."""
+    usual: Any = ray_evaluators._Worker
+
+    class Telling(usual):
+        def score(self, job: Job, reference: Reference | None) -> Any:
+            if job.rungs is not None:
+                with tally.open("a") as file:
+                    file.write(f"{job.rungs.start}-{job.rungs.stop}\n")
+            return usual.score(self, job, reference)
+
+    return Telling
+
+
+def harness_of(study: Path) -> Harness:
+    return build_bench(check_study(study), (Role.SEARCH, Role.SELECT)).harness
 
 
 def new_study(folder: Path, trials: int = TRIALS, **changes: Any) -> Path:

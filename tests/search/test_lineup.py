@@ -171,8 +171,9 @@ def test_what_exceeds_the_reference_is_told_and_not_refused(
 def test_generations_are_held_against_the_references(
     study_folder: Path, options: CompareOptions, monkeypatch: pytest.MonkeyPatch
 ):
-    rates = iter([{"looping": 0.1, "truncated": 0.1}, {"looping": 0.7, "truncated": 0.5}])
-    monkeypatch.setattr("evals.harness.symptoms", lambda *_: next(rates))
+    first, second = {"looping": (1, 10), "truncated": (1, 10)}, {"looping": (7, 10)}
+    tallies = iter([first, second | {"truncated": (5, 10)}])
+    monkeypatch.setattr("evals.harness.symptoms", lambda *_: next(tallies))
     models = [study_folder / "models" / name for name in ("base", "a")]
     found = strange(models, replace(options, tasks=("tiny_choice",)))
     looping, truncated = found["a"]
