@@ -99,11 +99,10 @@ class Benchmark:
     @property
     def nats(self) -> str | None:
         """Under what name a scorecard has log-likelihoods of right-or-wrong items, if it has."""
-        key = self.metric.replace("acc,", "perplexity,", 1)
         task = self._task
-        kind = None if task is None else task.OUTPUT_TYPE
-        known = kind == "loglikelihood" and self.metric.startswith("acc,") and key in self.keys
-        return key if known and self.signal is None else None
+        continued = task is not None and task.OUTPUT_TYPE == "loglikelihood"
+        counted = self.signal is None and self.metric.startswith("acc,")
+        return "nats" if continued and counted else None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -410,7 +409,8 @@ def _pair(lm: Any, context: str, continuation: str) -> Window:
 def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Value]]:
     """Filter the responses and have each task judge its items: metric key → values.
 
-    A search signal stands beside the metrics, under its own name.
+    A search signal stands beside the metrics under its own name, or what is known of exact
+    continuations beyond right and wrong.
     """
     for task in {id(item.task): item.task for item in items}.values():
         task._instances = [r for item in items if item.task is task for r in item.requests]
@@ -419,18 +419,20 @@ def _results(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[Valu
     found: dict[str, list[tuple[Item, Any]]] = {}
     signals: list[Value] = []
     metric, signal = benchmark.metric.split(",")[0], benchmark.signal
+    beside = signal or benchmark.nats
     for item in items:
         for name in item.requests[0].filtered_resps:
             responses = [request.filtered_resps[name] for request in item.requests]
             for key, value in item.task.process_results(item.document, responses).items():
                 found.setdefault(f"{key},{name}", []).append((item, value))
+        answers = [request.resps[0] for request in item.requests] if beside else []
         if signal is not None:
-            answers = [request.resps[0] for request in item.requests]
-            graded = signal_of(signal, metric, item.task, item.document, answers)
-            signals.append(graded)
+            signals.append(signal_of(signal, metric, item.task, item.document, answers))
+        elif beside is not None:
+            signals.append(float(answers[0][0]))
     values = {key: _kept(key.split(",")[0], results) for key, results in found.items()}
-    if signal is not None:
-        values[signal] = signals
+    if beside is not None:
+        values[beside] = signals
     return {key: kept for key, kept in values.items() if kept}
 
 

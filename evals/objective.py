@@ -123,7 +123,7 @@ def item_weights(card: Scorecard, one: Reading) -> Array:
 
     Of a card of the first items only, each counts as it does among all.
     """
-    scored = len(card.items[one.name][one.metric if one.signal is None else one.signal])
+    scored = len(next(iter(card.items[one.name].values())))
     if one.by_size:
         return np.ones(scored)
     members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(scored))

@@ -254,7 +254,11 @@ def test_items_that_both_answer_alike_are_neither_fixed_nor_broken():
     ours[3] = (ours[3][0], ours[3][0])
     theirs[5] = (theirs[5][0], theirs[5][0])
     told: Any = SimpleNamespace(
-        doc_to_text=str, doc_to_target=str, higher_is_better=dict, _filters=()
+        doc_to_text=str,
+        doc_to_target=str,
+        higher_is_better=dict,
+        _filters=(),
+        OUTPUT_TYPE="generate_until",
     )
     items = tuple(Item(told, at, (), (), "") for at in range(40))
     one = benchmark(lm_eval.bleu, True, items={Role.HOLDOUT: items})

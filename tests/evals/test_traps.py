@@ -80,7 +80,7 @@ def test_a_cache_of_answers_knows_no_model(
     responses = [[s["resps"] for s in found["tiny_choice"]] for found in (before, after, now)]
     assert responses[0] == responses[1] != responses[2]  # the plain stack: another model's answers
     second = harness.score(Role.SEARCH)
-    assert second.items["tiny_choice"]["probability"] != first.items["tiny_choice"]["probability"]
+    assert second.items["tiny_choice"]["margin"] != first.items["tiny_choice"]["margin"]
 
 
 @pytest.mark.usefixtures("request_cache")
