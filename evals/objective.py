@@ -118,12 +118,17 @@ def _soft_scale(cards: Sequence[Scorecard], one: Reading) -> float:
     return float(np.median(margins)) / SOFTNESS or one.scale
 
 
-def item_weights(card: Scorecard, one: Reading) -> Array:
+def item_weights(card: Scorecard, one: Reading, key: str | None = None) -> Array:
     """What each item counts in its benchmark, `(items,)`, 1 on average.
 
     Of a card of the first items only, each counts as it does among all.
+
+    Args:
+        card: Of a model.
+        one: Of the benchmark.
+        key: Of a result of the card; default what the search looks at.
     """
-    scored = len(next(iter(card.items[one.name].values())))
+    scored = len(card.items[one.name][key or one.signal or one.metric])
     if one.by_size:
         return np.ones(scored)
     members = np.asarray(one.members.get(card.role or "", ()) or np.zeros(scored))
@@ -184,7 +189,7 @@ def _scores(card: Scorecard, one: Reading, signal: bool) -> Array:
         scores = np.asarray([_per_unit(v) for v in values], dtype=np.float64)
     if one.soft and key == one.signal:
         scores = special.expit(scores / one.scale)
-    return scores * one.signs[key] * item_weights(card, one)
+    return scores * one.signs[key] * item_weights(card, one, key)
 
 
 def _shares_of_tasks(figure: str, values: Sequence[Value], members: Array) -> Array:
