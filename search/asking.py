@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from merge_core.recipe import Recipe
-from search.genes import distribution
+from search.genes import distribution, told
 from search.known import fingerprint
 from search.outputs import Reader
 from search.record import described
@@ -95,7 +95,8 @@ def ask_batch(
     size = proposer.batch
     end = min((numbers or [len(history)])[0] // size * size + size, trials)
     numbers += range(len(history), end)
-    return tuple(ask(study, space, proposer, number, history) for number in numbers)
+    ended = told(history)
+    return tuple(ask(study, space, proposer, number, history, ended) for number in numbers)
 
 
 def ask(
@@ -104,6 +105,7 @@ def ask(
     proposer: Proposer,
     number: int,
     history: list[FrozenTrial],
+    ended: Sequence[FrozenTrial] | None = None,
 ) -> Asked:
     """A trial by its number, with its values: one that a killed process left behind, or a new one.
 
@@ -116,6 +118,7 @@ def ask(
         proposer: How.
         number: The trial's: of an orphan, or the next.
         history: All trials so far; a new one is added.
+        ended: Those that are told, if they are known: finding them among thousands takes a while.
     """
     if number < len(history):
         stored = history[number]
@@ -129,6 +132,7 @@ def ask(
         number,
         batch=proposer.batch,
         reader=proposer.reader,
+        trials=ended,
     )
     draft, values = _drawn(study, space, sampler, number)
     recipe = space.decode(values)

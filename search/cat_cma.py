@@ -93,6 +93,7 @@ class _Learnt:
         eaten: The trials that it was told, in order.
         direction: Of the objective.
         optimiser: Of the package cmaes.
+        own: The trials that it drew, among the first `read` told ones, of which `last` is the last.
     """
 
     cube: Cube
@@ -101,6 +102,9 @@ class _Learnt:
     eaten: list[FrozenTrial]
     direction: StudyDirection
     optimiser: CMA | CatCMAwM
+    own: list[FrozenTrial]
+    read: int = 0
+    last: FrozenTrial | None = None
 
     def ask(self, seed: int) -> tuple[NDArray[np.float64], list[int]]:
         """Draw a point, which may be outside the cube, and places of the choices."""
@@ -147,17 +151,30 @@ def _learn(
     known: Cube, told: Sequence[FrozenTrial], size: int, direction: StudyDirection
 ) -> _Learnt:
     """The optimiser after the told trials, a generation at a time in order of number."""
-    own = [trial for trial in told if _is_own(trial, known)]
-    began = own[0].number if own else math.inf
-    first = [t for t in told if t.number < began and not _is_own(t, known)]
     key = (repr(known), size, direction)
     learnt = _KEPT.get(key)
-    if learnt is None or learnt.first != first or learnt.eaten != own[: len(learnt.eaten)]:
-        learnt = _Learnt(known, size, first, [], direction, _begin(known, first, size, direction))
+    if learnt is None or not _goes_on(learnt, told):
+        learnt = _anew(known, told, size, direction)
         _keep(key, learnt)
-    while len(own) - len(learnt.eaten) >= (most := learnt.optimiser.population_size):
-        learnt.tell(own[len(learnt.eaten) :][:most])
+    learnt.own += [trial for trial in told[learnt.read :] if _is_own(trial, known)]
+    learnt.read, learnt.last = len(told), told[-1] if told else None
+    while len(learnt.own) - len(learnt.eaten) >= (most := learnt.optimiser.population_size):
+        learnt.tell(learnt.own[len(learnt.eaten) :][:most])
     return learnt
+
+
+def _goes_on(learnt: _Learnt, told: Sequence[FrozenTrial]) -> bool:
+    """Whether the told trials are those known and later ones; told trials never change."""
+    known = bool(learnt.own) and learnt.read <= len(told)
+    return known and told[learnt.read - 1] is learnt.last
+
+
+def _anew(
+    known: Cube, told: Sequence[FrozenTrial], size: int, direction: StudyDirection
+) -> _Learnt:
+    own = next((trial.number for trial in told if _is_own(trial, known)), math.inf)
+    first = [trial for trial in told if trial.number < own]
+    return _Learnt(known, size, first, [], direction, _begin(known, first, size, direction), [])
 
 
 def _keep(key: Any, learnt: _Learnt) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import FrozenTrial
 
-from search.genes import Cube, cube, filled, told, view
+from search.genes import Cube, cube, filled, view
 
 LINEAGE = "lineage"  # user attribute: the numbers of the two trials whose child a trial is
 PARENTS = 20
@@ -26,6 +27,7 @@ _TRIES = 20  # at a child that is not a copy of a recipe known already
 _STEPS = (0.02, 0.3)  # of a range; each child draws how far its mutations go
 
 Blocks = tuple[tuple[str, ...], ...]
+_chosen: dict[Any, tuple[list[FrozenTrial], list[FrozenTrial]]] = {}
 
 _KNOT = re.compile(r"@(\d+)$")
 _SLICE = re.compile(r"(?:^|\.)slice(\d+)\.")
@@ -52,7 +54,7 @@ class Population(NSGAIISampler):
             crossover=_Inside(),
             mutation=PolynomialMutation(),
         )
-        self._known, self._cube = dict(known), cube(known)
+        self._known, self._cube, self._size = dict(known), cube(known), size
         self._parents: list[FrozenTrial] = []
 
     def get_trial_generation(self, *_: object, **__: object) -> int:
@@ -60,13 +62,14 @@ class Population(NSGAIISampler):
         return 1
 
     def get_population(self, study: Study, *_: object, **__: object) -> list[FrozenTrial]:
-        """Whatever was told."""
-        return told(study.get_trials(deepcopy=False))
+        """Whatever the sampler sees: told trials."""
+        return study.get_trials(deepcopy=False)
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """The best by domination and then by distance to each other; infeasible ones last."""
         if generation and not self._parents:
-            self._parents = filled(self.select_parent(study, generation), self._cube)
+            trials = study.get_trials(deepcopy=False)
+            self._parents = filled(elite(study, trials, self._size), self._cube)
         return self._parents if generation else []
 
     def sample_relative(
@@ -131,8 +134,17 @@ class Evolution(Population):
 
 
 def elite(study: Study, trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
-    """The best of some trials, by feasibility, domination and distance to each other."""
-    return Population({}, 0, count).select_parent(view(study, trials), 1)
+    """The best of some trials, by feasibility, domination and distance to each other.
+
+    The trials of a batch ask for the best of the same ones, so the last answer is kept.
+    """
+    key = count, tuple(study.directions)
+    known, best = _chosen.get(key, ([], []))
+    if len(known) != len(trials) or not all(map(is_, known, trials)):
+        best = Population({}, 0, count).select_parent(view(study, trials), 1)
+        _chosen.clear()
+        _chosen[key] = list(trials), best
+    return best
 
 
 def partitions(names: Sequence[str]) -> tuple[Blocks, ...]:

@@ -139,6 +139,7 @@ def sampler_for(
     *,
     batch: int = 1,
     reader: Reader | None = None,
+    trials: Sequence[FrozenTrial] | None = None,
 ) -> BaseSampler:
     """The sampler of one trial: the same for the same arguments, in any process.
 
@@ -153,19 +154,21 @@ def sampler_for(
         number: The trial's number; the first ones are the space's usual starts.
         batch: How many trials are asked for before the first of them is told.
         reader: What trials reported of their items, for `composite`.
+        trials: Those of the history that are told, if they are known.
     """
     starts = space.starts()
     if number < len(starts):
         return PartialFixedSampler(dict(starts[number]), Keyed(None, seed, number))
-    known, trials = distributions(space), told(history)
+    known = distributions(space)
+    trials = told(history) if trials is None else trials
     if word == "qmc":
         return Keyed(_Sequence(seed, number - len(starts)), seed, number, trials, known)
     if word == "random" or len(trials) < (1 if word == "composite" else _WARM_UP) or not known:
         return Keyed(None, seed, number)
     own = trial_seed(seed, number)
-    running = [t for t in history if t.state is TrialState.RUNNING and t.number < number]
     match word:
         case "composite":
+            running = _running(history, number)
             lost = [t for t in history if t.state is TrialState.FAIL]
             first = number < len(starts) + DESIGN
             base = Composite(
@@ -175,16 +178,21 @@ def sampler_for(
             base = CmaSampler(known, trials, own, batch)
         case "gp":
             base = GPSampler(seed=own, warn_independent_sampling=False)
-            trials = [*filled(trials, cube(known)), *running]
+            trials = [*filled(trials, cube(known)), *_running(history, number)]
         case "nsgaii":
             base = Population(known, own)
         case "evolution":
             base = Evolution(known, own)
         case _:
-            conditional = any(len(trial.params) < len(known) for trial in trials)
+            conditional = any(dimension.under for dimension in space.dimensions)
             base = _Tpe(own, conditional=conditional)
             known = None if conditional else known
     return Keyed(base, seed, number, trials, known)
+
+
+def _running(history: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+    """Trials of lower numbers that have no values yet."""
+    return [t for t in history if t.state is TrialState.RUNNING and t.number < number]
 
 
 class Keyed(BaseSampler):

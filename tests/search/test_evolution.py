@@ -111,8 +111,9 @@ def test_parents_at_the_walls_still_have_children(kind: type[Population]):
         params=dict.fromkeys(known, 0.0), distributions=known, value=0.0
     )
     study.add_trials([at_wall] * 20)
+    told = study.trials
     for seed in range(5):
-        study.sampler = Keyed(kind(known, seed), seed, 20, study.trials, known)
+        study.sampler = Keyed(kind(known, seed), seed, 20, told, known)
         child = study.ask().relative_params
         assert all(0 <= value <= 1 for value in child.values())
         assert any(value > 0 for value in child.values()) or kind is Population
