@@ -17,9 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy: `gp` th
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from search import cat_cma
+from search.composite import Composite
 from search.genes import distributions
+from search.outputs import Outputs, Part, joined
 from search.samplers import WORDS, sampler_for
 from search.space import Choice, Real, SearchSpace
 
@@ -49,6 +52,42 @@ def main() -> None:
                 print(
                     f"| {word} | {objectives} | {what} | {cells} | {row[-1][1]:.0f} |", flush=True
                 )
+    if "composite" in options.words:
+        learning(sizes)
+
+
+def learning(sizes: Sequence[tuple[int, int]]) -> None:
+    """What `composite` takes with items: for the first trial of a batch, and for each other one."""
+    print("\n| items | " + " | ".join(f"d={d} n={n}" for d, n in sizes) + " |")
+    print("|" + " --- |" * (len(sizes) + 1))
+    for items in (0, 128, 1000, 4000):
+        cells = [" then ".join(f"{ms:.0f}" for ms in proposed(d, n, items)) for d, n in sizes]
+        print(f"| {items or 'values only'} | {' | '.join(cells)} |", flush=True)
+
+
+def proposed(dimensions: int, trials: int, items: int) -> tuple[float, float]:
+    """CPU milliseconds of a proposal with a kernel to be found, and with a known one."""
+    searched, chance = space(dimensions, False), np.random.default_rng(0)
+    known, told = distributions(searched), _random(searched, trials)
+    for number, one in enumerate(told):
+        one.number = number
+    points = np.array([list(one.params.values()) for one in told])
+    odds = 4 * np.sin(points @ chance.normal(size=(dimensions, items)) * 2 / np.sqrt(dimensions))
+
+    def read(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], Outputs]:
+        part = Part(items, np.ones(items), np.ones(1))
+        values = np.array([one.values for one in trials])
+        return list(trials), joined([part], odds, values, np.empty((len(trials), 0)))
+
+    study = optuna.create_study(direction="maximize")
+    spent: list[float] = []
+    for seed in range(4):
+        began = time.process_time()
+        reader = read if items else None
+        sampler = Composite(searched.dimensions, known, told, [], [], seed, reader=reader)
+        sampler.sample_relative(study, told[0], known)
+        spent.append((time.process_time() - began) * 1e3)
+    return spent[0], statistics.median(spent[1:])
 
 
 def _can(word: str, objectives: int, choices: bool) -> bool:
