@@ -9,7 +9,7 @@ from evals.objective import Array, Reading, item_weights, special
 from evals.scorecard import Scorecard
 
 _SURE = 5e-4  # results are stored in steps of 1/65,535 of their range
-_ROUNDS = 25
+_ROUNDS, _EXACT = 25, 1e-9
 _STEADY = 1e-2  # of the two numbers' prior; thousands of items outweigh it
 
 
@@ -72,5 +72,8 @@ def _calibrated(nats: Array, right: Array) -> Array:
         chances: Array = special.expit(told @ numbers)
         slope = told.T @ (right.ravel() - chances) - _STEADY * numbers
         bend = (told * (chances * (1 - chances))[:, None]).T @ told + _STEADY * np.eye(2)
-        numbers = numbers + np.clip(np.linalg.solve(bend, slope), -2, 2)
+        step = np.clip(np.linalg.solve(bend, slope), -2, 2)
+        numbers = np.add(numbers, step)
+        if np.abs(step).max() < _EXACT:
+            break
     return np.reshape(told @ numbers, nats.shape)
