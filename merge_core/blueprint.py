@@ -19,7 +19,6 @@ from merge_core.kinds import check_kinds, layer_tables
 from merge_core.naming import role, with_depth
 from merge_core.outer import Outer, find_outer, outer_tensors, untie
 from merge_core.recipe import Recipe, Source
-from merge_core.registry import find_method
 from merge_core.slices import Part, Site, cut_parts, find_stack, layer_span, part_length
 
 
@@ -71,7 +70,7 @@ def draw_blueprint(recipe: Recipe, opened: tuple[tuple[str, Checkpoint], ...]) -
     """
     parents = dict(opened)
     donor = parents[recipe.donor]
-    site = Site(recipe, find_method(recipe.method), parents, donor)
+    site = Site(recipe, parents, donor)
     warnings = tuple(text for _, parent in opened for text in check_fit(parent, donor))
     parts = tuple(cut_parts(site))
     outer = outer_tensors(donor, list(parents.values()))
@@ -190,12 +189,12 @@ def _row(
     refs = tuple([_ref(source.model, spec.name) for source, spec in pairs])
     dtypes = tuple([spec.dtype for spec in specs])
     dtype, floating, rounding = _dtypes(site.recipe.dtype, site.recipe.out_dtype, dtypes)
-    apart = part.inputs.base is not None and site.method.base.apart
+    apart = part.inputs.base is not None and part.method.base.apart
     return Row(
         out,
         shape,
         dtype,
-        site.method.name if floating else None,
+        part.method.name if floating else None,
         refs[:-1] if apart else refs,
         refs[-1] if apart else None,
         rounding,

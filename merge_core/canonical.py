@@ -19,10 +19,13 @@ The rules, each proved in `tests/merge_core/test_canonical.py`:
 - base + sum w_i (x_i - base) is sum w_i x_i + (1 - sum w_i) base: task arithmetic is linear.
 - SLERP and NuSLERP at an end, and passthrough, are linear too; the order of a sum is the names'.
 - Slices that go on where the one before ended, with the same numbers, are one slice.
+
+Where slices have methods of their own, the rules look at each slice alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from merge_core.recipe import Module, Parameters, Recipe, Scalar, Setting, Slice, Source
 from merge_core.registry import Base, MergeMethod, Parameter, find_method
@@ -89,21 +92,48 @@ def canonical(recipe: Recipe, depth: int | None = None) -> Recipe:
     Raises:
         RecipeError: If its method is unknown.
     """
-    form = _open(recipe)
-    if not recipe.compat:
-        for rule in _RULES:
-            form = rule(form)
-    return _close(_whole(_joined(form), depth), recipe)
+    if len(recipe.methods) == 1:
+        return _close(_whole(_joined(_ruled(_open(recipe), recipe)), depth), recipe)
+    forms = [_ruled(form, recipe) for form in _opened_alone(recipe)]
+    same = [_Form(method, cuts) for method, cuts in _neighbours(forms)]
+    if len(same) == 1:
+        return _close(_whole(_joined(same[0]), depth), recipe)
+    return _together([_close(_joined(form), recipe) for form in same], recipe)
+
+
+def _ruled(form: _Form, recipe: Recipe) -> _Form:
+    for rule in () if recipe.compat else _RULES:
+        form = rule(form)
+    return form
 
 
 # Opening: every number is written where it is used.
 
 
 def _open(recipe: Recipe) -> _Form:
-    method = find_method(recipe.method)
+    (word,) = recipe.methods
+    cuts = [_open_cut(find_method(word), module, part, recipe) for module, part in _slices(recipe)]
+    return _Form(word, tuple(cuts))
+
+
+def _opened_alone(recipe: Recipe) -> list[_Form]:
+    """Each slice by its own method."""
+    words = [part.method or recipe.method for _, part in _slices(recipe)]
+    return [
+        _Form(word, (_open_cut(find_method(word), module, part, recipe),))
+        for word, (module, part) in zip(words, _slices(recipe), strict=True)
+    ]
+
+
+def _slices(recipe: Recipe) -> list[tuple[Module, Slice]]:
     modules = recipe.modules or (Module("", recipe.slices),)
-    cuts = [_open_cut(method, module, part, recipe) for module in modules for part in module.slices]
-    return _Form(recipe.method, tuple(cuts))
+    return [(module, part) for module in modules for part in module.slices]
+
+
+def _neighbours(forms: Iterable[_Form]) -> list[tuple[str, tuple[_Cut, ...]]]:
+    """Slices of one method that stand side by side."""
+    groups = groupby(forms, key=lambda form: form.method)
+    return [(method, tuple(cut for form in run for cut in form.cuts)) for method, run in groups]
 
 
 def _open_cut(method: MergeMethod, module: Module, part: Slice, recipe: Recipe) -> _Cut:
@@ -503,6 +533,36 @@ def _close(form: _Form, recipe: Recipe) -> Recipe:
         parameters=parameters,
         dtype=None if recipe.dtype == "float32" else recipe.dtype,
         out_dtype=recipe.out_dtype or recipe.dtype,
+    )
+
+
+def _together(parts: Sequence[Recipe], recipe: Recipe) -> Recipe:
+    """One recipe of parts that have methods of their own; each slice says all that it has."""
+
+    def said(part: Recipe, one: Slice) -> Slice:
+        own = tuple(sorted((*part.parameters, *one.parameters)))
+        return replace(one, base=one.base or part.base, parameters=own, method=part.method)
+
+    modules = tuple(
+        Module(
+            stated.name,
+            tuple(
+                said(part, one)
+                for part in parts
+                for module in part.modules or (Module("", part.slices),)
+                for one in module.slices
+                if module.name == stated.name
+            ),
+        )
+        for stated in recipe.modules or (Module("", ()),)
+    )
+    first = parts[0]
+    return replace(
+        first,
+        slices=() if recipe.modules else modules[0].slices,
+        modules=modules if recipe.modules else (),
+        base=None,
+        parameters=(),
     )
 
 

@@ -17,8 +17,8 @@ from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
 from merge_core.recipe import Module, Parameters, Recipe, Slice, nearest
-from merge_core.registry import MergeMethod, find_method
-from merge_core.slices import merge_inputs
+from merge_core.registry import find_method
+from merge_core.slices import merge_inputs, method_of
 from merge_core.values import Params, Values, read_values
 
 
@@ -86,14 +86,14 @@ def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 
     Raises:
         RecipeError: If anything doesn't fit; names the tensor or key and what to do.
     """
-    method = find_method(recipe.method)
+    find_method(recipe.method)
     for model in recipe.models:
         if model not in parents:
             raise RecipeError(f"model '{model}' is not open; {nearest(model, parents)}")
-    _check_parameter_names(recipe, method)
+    _check_parameter_names(recipe)
     opened = tuple((model, parents[model]) for model in recipe.models)
     blueprint = draw_blueprint(_without_values(recipe), opened)
-    steps = tuple(_steps(blueprint, _values(recipe, method, blueprint), seed, recipe.compat))
+    steps = tuple(_steps(blueprint, _values(recipe, blueprint), seed, recipe.compat))
     return MergePlan(steps, blueprint.donor, blueprint.config, blueprint.depth, blueprint.warnings)
 
 
@@ -116,12 +116,13 @@ def _steps(
         )
 
 
-def _values(recipe: Recipe, method: MergeMethod, blueprint: Blueprint) -> tuple[Values, ...]:
+def _values(recipe: Recipe, blueprint: Blueprint) -> tuple[Values, ...]:
     """The parameters of each part, in the blueprint's order: slices by stack."""
     found: list[Values] = []
     for name in blueprint.stacks:
         module = next((m for m in recipe.modules if m.name == name), Module(name, recipe.slices))
         for part in module.slices:
+            method = method_of(part, recipe)
             inputs = merge_inputs(method, part, recipe.base)
             outer = (part.parameters, module.parameters, recipe.parameters)
             sources = tuple(source.parameters for source in inputs.sources)
@@ -137,37 +138,46 @@ def _without_values(recipe: Recipe) -> Recipe:
 
 def _bare(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
     return tuple(
-        Slice(tuple(replace(source, parameters=()) for source in part.sources), part.base)
+        Slice(
+            tuple(replace(source, parameters=()) for source in part.sources),
+            part.base,
+            method=part.method,
+        )
         for part in slices
     )
 
 
-def _check_parameter_names(recipe: Recipe, method: MergeMethod) -> None:
-    for where, parameters, in_source in _scopes(recipe):
+def _check_parameter_names(recipe: Recipe) -> None:
+    """Every parameter is one of the method that its slice has, or of any where all slices share."""
+    for where, parameters, words, in_source in _scopes(recipe):
+        methods = [find_method(word) for word in words]
         for name, _ in parameters:
-            parameter = method.parameter(name)
-            if parameter is None:
-                known = [p.name for p in method.parameters]
+            found = [parameter for m in methods if (parameter := m.parameter(name))]
+            if not found:
+                known = dict.fromkeys(p.name for method in methods for p in method.parameters)
                 raise RecipeError(
-                    f"{where}: merge_method '{method.name}' has no parameter '{name}'; "
+                    f"{where}: merge_method '{' or '.join(words)}' has no parameter '{name}'; "
                     f"{nearest(name, known)}"
                 )
-            if in_source and not parameter.per_parent:
+            if in_source and not found[0].per_parent:
                 raise RecipeError(
-                    f"{where}: '{name}' of '{method.name}' is one value for all models; "
+                    f"{where}: '{name}' of '{words[0]}' is one value for all models; "
                     "put it under the recipe's own 'parameters'"
                 )
 
 
-def _scopes(recipe: Recipe) -> Iterator[tuple[str, Parameters, bool]]:
-    yield "parameters", recipe.parameters, False
+def _scopes(recipe: Recipe) -> Iterator[tuple[str, Parameters, tuple[str, ...], bool]]:
+    """All parameters: where they stand, what they say, for slices of which methods."""
+    yield "parameters", recipe.parameters, recipe.methods, False
     for module in recipe.modules or (Module("", recipe.slices),):
         prefix = f"modules.{module.name}." if recipe.modules else ""
-        yield f"{prefix}parameters", module.parameters, False
+        words = tuple(dict.fromkeys(part.method or recipe.method for part in module.slices))
+        yield f"{prefix}parameters", module.parameters, words, False
         for i, part in enumerate(module.slices):
-            yield f"{prefix}slices[{i}].parameters", part.parameters, False
+            own = (part.method or recipe.method,)
+            yield f"{prefix}slices[{i}].parameters", part.parameters, own, False
             for source in part.sources:
-                yield f"parameters of model '{source.model}'", source.parameters, True
+                yield f"parameters of model '{source.model}'", source.parameters, own, True
 
 
 def describe(plan: MergePlan) -> str:

@@ -61,11 +61,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A run of output layers, merged from the same number of layers of each source."""
+    """A run of output layers, merged from the same number of layers of each source.
+
+    `method` is its own merge method, or None for the recipe's. mergekit knows one method for all
+    slices; `merge_core.staging` writes such a recipe for it.
+    """
 
     sources: tuple[Source, ...]
     base: str | None = None
     parameters: Parameters = ()
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,11 @@ class Recipe:
     def every_slice(self) -> tuple[Slice, ...]:
         """The slices of the recipe, or else of all its modules."""
         return self.slices or tuple(part for module in self.modules for part in module.slices)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The merge methods of its slices, each once."""
+        return tuple(dict.fromkeys(part.method or self.method for part in self.every_slice))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -293,11 +303,12 @@ def _slice(data: object, where: str) -> Slice:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with 'sources'")
     part = cast("Mapping[str, Any]", data)
-    check_keys(part, ("sources", "base_model", "parameters"), where)
+    check_keys(part, ("sources", "base_model", "parameters", "merge_method"), where)
     return Slice(
         _sources(part.get("sources"), f"{where}.sources", ranged=True),
         _model(part, "base_model", where),
         read_parameters(part.get("parameters"), f"{where}.parameters"),
+        _text(part, "merge_method", where),
     )
 
 
@@ -366,7 +377,7 @@ def _renamed(part: Slice, name: Callable[[str], str]) -> Slice:
 def _body_dict(slices: tuple[Slice, ...]) -> dict[str, Any]:
     first = slices[0]
     whole = len(slices) == 1 and all(source.layers is None for source in first.sources)
-    if whole and first.base is None and not first.parameters:
+    if whole and first == Slice(first.sources):
         return {"models": [_source_dict(source) for source in first.sources]}
     return {"slices": [_slice_dict(part) for part in slices]}
 
@@ -387,6 +398,8 @@ def _source_dict(source: Source) -> dict[str, Any]:
 
 def _slice_dict(part: Slice) -> dict[str, Any]:
     entry: dict[str, Any] = {"sources": [_source_dict(source) for source in part.sources]}
+    if part.method:
+        entry["merge_method"] = part.method
     if part.base:
         entry["base_model"] = part.base
     if part.parameters:

@@ -7,7 +7,7 @@ from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
 from merge_core.naming import Stack
 from merge_core.recipe import Module, Recipe, Slice, Source
-from merge_core.registry import Base, MergeMethod
+from merge_core.registry import Base, MergeMethod, find_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Part:
     at: int
     where: str
     stack: str
+    method: MergeMethod
     inputs: Inputs
 
 
@@ -39,7 +40,6 @@ class Site:
     """What every row needs to know."""
 
     recipe: Recipe
-    method: MergeMethod
     parents: Mapping[str, Checkpoint]
     donor: Checkpoint
 
@@ -51,13 +51,23 @@ def cut_parts(site: Site) -> Iterator[Part]:
         prefix = f"modules.{module.name}." if site.recipe.modules else ""
         length = 0
         for i, cut in enumerate(module.slices):
-            inputs = merge_inputs(site.method, cut, site.recipe.base)
-            part = Part(at, f"{prefix}slices[{i}]", module.name, inputs)
+            method = method_of(cut, site.recipe)
+            inputs = merge_inputs(method, cut, site.recipe.base)
+            part = Part(at, f"{prefix}slices[{i}]", module.name, method, inputs)
             _check_inputs(site, part, cut)
             yield part
             at, length = at + 1, length + part_length(site, part)
         if length == 0:
             raise RecipeError(f"{prefix}slices: they have no layers; give a longer layer_range")
+
+
+def method_of(part: Slice, recipe: Recipe) -> MergeMethod:
+    """The method of a slice.
+
+    Raises:
+        RecipeError: If there is none of that name.
+    """
+    return find_method(part.method or recipe.method)
 
 
 def merge_inputs(method: MergeMethod, part: Slice, base_model: str | None) -> Inputs:
@@ -126,7 +136,7 @@ def _check_unsliced(site: Site, stacks: tuple[Stack, ...]) -> None:
 
 
 def _check_inputs(site: Site, part: Part, cut: Slice) -> None:
-    method, where, inputs = site.method, part.where, part.inputs
+    method, where, inputs = part.method, part.where, part.inputs
     base = cut.base or site.recipe.base
     needed = method.base.needed or (method.base is Base.OPTIONAL and base is not None)
     if needed and inputs.base is None:

@@ -123,7 +123,7 @@ def ask(
     if number < len(history):
         stored = history[number]
         recipe = space.decode(stored.params)
-        return Asked(study, stored, recipe, fingerprint(recipe))
+        return Asked(study, stored, recipe, fingerprint(recipe, space.depths))
     sampler = sampler_for(
         proposer.word,
         space,
@@ -136,7 +136,7 @@ def ask(
     )
     draft, values = _drawn(study, space, sampler, number)
     recipe = space.decode(values)
-    key = fingerprint(recipe)
+    key = fingerprint(recipe, space.depths)
     draft.user_attrs |= described(recipe, key)
     _begin(study, draft)
     history.append(draft)

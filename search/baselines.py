@@ -23,6 +23,8 @@ def parents(space: SearchSpace) -> tuple[str, ...]:
 def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
     """Recipes by name: the parents in the order of the study, then merges that need no search.
 
+    Models of different depths can't be merged, so there the parents are all.
+
     The plain average is that of the models listed: the base model enters it only if the recipe
     lists it. Task arithmetic at weight 0.4, and TIES of the largest 20% at weight 1, are what the
     TIES paper (arXiv:2306.01708) recommends where nothing can be tried; both need a base model and
@@ -31,6 +33,8 @@ def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
     recipes = {alias: parent_recipe(alias) for alias in parents(space)}
     aliases, base = space.models, space.base
     experts = tuple(alias for alias in aliases if alias != base)
+    if len({space.depths.get(alias) for alias in recipes}) > 1:
+        return recipes
     if len(aliases) > 1:
         recipes[AVERAGE] = _merge("linear", aliases, None, weight=1.0)
     if base and len(experts) > 1:

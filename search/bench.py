@@ -210,7 +210,8 @@ def check_study(path: Path) -> CheckedStudy:
         raise StudyError(mistakes, str(path))
     unopened: list[str] = []
     checkpoints = open_models(config.models, folder, unopened)
-    space = build_space(config.recipe, config.models, mistakes, checkpoints)
+    numbers = config.search.sampler == "cmaes"
+    space = build_space(config.recipe, config.models, mistakes, checkpoints, numbers=numbers)
     mistakes += unopened
     tasks = _open_tasks(config, folder, mistakes)
     scorers = _load_scorers(config, folder, mistakes)

@@ -164,8 +164,9 @@ def select_winner(
     goals = bench.goals
     best = _best(study, bench.study.config.search.finalists, pareto=goals.pareto)
     rivals = parents(bench.study.space) if best and goals.by_parents else ()
-    recipes = [*(record.recipe for record in best), *map(parent_recipe, rivals)]
-    cards = _select_cards(study, recipes, evaluators)
+    wanted = {record.key: record.recipe for record in best}
+    wanted |= {fingerprint(recipe): recipe for recipe in map(parent_recipe, rivals)}
+    cards = _select_cards(study, wanted, evaluators)
     worth = {} if goals.functions else shrunken(study, bench, signal=True)
     measures = _pooled_parents(study, bench, cards)
     found = [
@@ -204,11 +205,10 @@ def _pooled_parents(
 
 
 def _select_cards(
-    study: optuna.Study, recipes: Sequence[Recipe], evaluators: Evaluators
+    study: optuna.Study, wanted: Mapping[str, Recipe], evaluators: Evaluators
 ) -> dict[str, Any]:
     """Scorecards on the select items by fingerprint; those that are stored aren't made again."""
     cards: dict[str, Any] = study.user_attrs.get("select", {})
-    wanted = {fingerprint(recipe): recipe for recipe in recipes}
     missing = [key for key in wanted if key not in cards]
     jobs = [Job(wanted[key], Role.SELECT) for key in missing]
     for position, outcome in evaluators.score(jobs):

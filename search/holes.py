@@ -27,13 +27,15 @@ from typing import Any, cast
 from merge_core.chat_templates import read_chat_template
 from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
+from merge_core.interleave import COPY
 from merge_core.keys import nearest
 from merge_core.registry import MergeMethod, Parameter, find_method
 from merge_core.token_sources import read_tokenizer
 from search.dimensions import METHOD, Choice
+from search.forms import is_form, read_layout
 from search.numbers import is_simplex, parameter_words, read_shares, read_value
 from search.scopes import Scope, labelled, leaves
-from search.space import BRANCH, Branch, SearchSpace, dimensions_of
+from search.space import BRANCH, Branch, SearchSpace, dimensions_of, listed
 from search.spreads import Layers
 from search.starts import first_points
 
@@ -48,6 +50,8 @@ def build_space(
     aliases: Iterable[str],
     mistakes: list[str],
     parents: Mapping[str, Checkpoint] | None = None,
+    *,
+    numbers: bool = False,
 ) -> SearchSpace:
     """Read a recipe with holes.
 
@@ -57,15 +61,18 @@ def build_space(
         mistakes: What is wrong is added here, each with its YAML path.
         parents: The opened models, which roles and numbers per layer are read from; None where
             they are not open.
+        numbers: Whether the study's sampler knows numbers only.
 
     Returns:
         The space; only to be used if no mistake was added.
     """
-    reader = _Reader(tuple(aliases), mistakes)
+    reader = _Reader(tuple(aliases), mistakes, numbers)
     template = reader.read(dict(recipe), Scope("recipe", "", Layers(parents)))
     dimensions = tuple(dimensions_of(template))
     methods = tuple(dict.fromkeys(reader.methods))
-    space = SearchSpace(template, methods, dimensions)
+    opened = (parents or {}).items()
+    depths = {alias: p.layout.depth for alias, p in opened if len(p.layout.stacks) == 1}
+    space = SearchSpace(template, methods, dimensions, depths=depths)
     if mistakes:
         return space
     names = [dimension.name for dimension in dimensions]
@@ -91,6 +98,7 @@ class _Leaf:
 class _Reader:
     aliases: tuple[str, ...]
     mistakes: list[str]
+    numbers: bool
     methods: list[str] = field(default_factory=list[str])
     found: list[_Leaf] = field(default_factory=list[_Leaf])
 
@@ -116,13 +124,16 @@ class _Reader:
 
     def _recipe(self, data: dict[str, Any], scope: Scope) -> dict[str, Any]:
         """The template of one recipe: its method first, which decides what parameters exist."""
+        if is_form(data.get("slices")) and "models" not in data:
+            data = {METHOD: COPY} | data
         methods, word = self._read_methods(data.get(METHOD), scope)
         name = f"{scope.prefix}{METHOD}"
         base = data.get("base_model")
         scope = replace(scope, methods=methods, method_name=name, base=base)
         if base is not None:
             self._alias(base, scope.at(".base_model"))
-        if sum(key in data for key in ("models", "slices", "modules")) != 1:
+        bodies = [key for key in ("models", "slices", "modules") if key in data]
+        if len(bodies) != 1 and not (bodies == ["models", "slices"] and is_form(data["slices"])):
             self._tell(scope, ": give exactly one of 'models', 'slices' and 'modules'")
         before, self.found = self.found, []
         rest = {key: value for key, value in data.items() if key != METHOD}
@@ -177,9 +188,19 @@ class _Reader:
         inner = replace(scope, outer=(*scope.outer, parameters))
         read: dict[str, Any] = {"parameters": parameters}
         for key in ("models", "slices", "modules"):
-            if key in data:
+            if key in data and not (key == "slices" and is_form(data[key])):
                 read[key] = self._list(data[key], key, inner, shares)
+        if is_form(data.get("slices")):
+            read["slices"] = self._layout(data["slices"], scope.at(".slices"), read)
         return read
+
+    def _layout(self, data: Any, scope: Scope, read: Mapping[str, Any]) -> Any:
+        """The order of layers, whose `merge` is what the models are merged to."""
+        merged = listed({"models": read.get("models")})
+        base = (scope.base,) if merged and scope.base else ()
+        merged = tuple(dict.fromkeys((*merged, *base)))
+        found = read_layout(data, scope, merged, numbers=self.numbers, tell=self.mistakes.append)
+        return [] if found is None else found
 
     def _outer(self, data: Mapping[str, Any], scope: Scope) -> tuple[Any, dict[str, Any]]:
         """Parameters of a place, and apart from them the weights that its models share."""

@@ -11,6 +11,7 @@ from merge_core.recipe import Parameters, Recipe, Scalar
 from merge_core.registry import find_method
 from search.baselines import baselines
 from search.dimensions import METHOD, Choice, Dimension, Values, exists
+from search.layouts import Layout
 from search.space import BRANCH, Branch, Hole, SearchSpace, Share, unbroken
 
 _MOST_FRAMES = 16
@@ -27,7 +28,7 @@ def known_points(space: SearchSpace) -> Iterator[Values]:
 def known_names(space: SearchSpace) -> dict[str, str]:
     """The merges that need no search: fingerprint → name, of equal models the first one's."""
     recipes = baselines(space)
-    return {fingerprint(recipes[name]): name for name in reversed(list(recipes))}
+    return {fingerprint(recipes[name], space.depths): name for name in reversed(list(recipes))}
 
 
 def encode(space: SearchSpace, recipe: Recipe) -> Values | None:
@@ -43,7 +44,7 @@ def encode(space: SearchSpace, recipe: Recipe) -> Values | None:
     wish = _wish(canonical(recipe))
     if wish is None:
         return None
-    wanted = fingerprint(recipe)
+    wanted = fingerprint(recipe, space.depths)
     places = _places(space)
     largest = max((abs(w) for w in wish.weights.values()), default=1.0) or 1.0
     for frame, normalize, factor in product(
@@ -51,7 +52,7 @@ def encode(space: SearchSpace, recipe: Recipe) -> Values | None:
     ):
         if factor == 1.0 or largest != 1.0:
             values = _answers(space, _Asked(wish, places, frame, normalize, factor))
-            if fingerprint(space.decode(values)) == wanted:
+            if fingerprint(space.decode(values), space.depths) == wanted:
                 return values
     return None
 
@@ -74,11 +75,18 @@ def frames(space: SearchSpace) -> Iterator[dict[str, Scalar]]:
     return grow({}, chosen)
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """Equal for candidates that are the same model. All have as many layers as the parents."""
+def fingerprint(recipe: Recipe, depths: Mapping[str, int] | None = None) -> str:
+    """Equal for candidates that are the same model.
+
+    Args:
+        recipe: A candidate.
+        depths: How many layers each model has; where that isn't known, as many as slices take.
+    """
+    known = {depths[model] for model in recipe.models if model in depths} if depths else set[int]()
     ends = {s.layers[1] for part in recipe.slices for s in part.sources if s.layers}
+    depth = max(ends, default=None) if not depths else known.pop() if len(known) == 1 else None
     try:
-        return canonical(recipe, max(ends, default=None)).fingerprint
+        return canonical(recipe, depth).fingerprint
     except RecipeError:
         return recipe.fingerprint
 
@@ -157,6 +165,8 @@ def _visit(node: Any, model: Any, base: str | None, found: _Places) -> None:
             for name, value in entries.items():
                 owner = entries["model"] if "model" in entries and name == "parameters" else model
                 _visit(value, owner, base, found)
+        case Layout():
+            found.models |= {d.name: None for d in node.dimensions}
         case list():
             for value in cast("list[Any]", node):
                 _visit(value, model, base, found)

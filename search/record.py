@@ -58,6 +58,7 @@ class Record:
         values: Of each objective, all to be maximised, where the goal is a Pareto front; else None.
         figures: Of objectives that need no items, by name.
         missed: By objective with a limit what it is short of that: kept at 0 and below.
+        fingerprint: As the study stored it, which knows how deep its models are.
     """
 
     number: int
@@ -72,11 +73,12 @@ class Record:
     values: tuple[float, ...] | None = None
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     missed: Mapping[str, float] = field(default_factory=dict[str, float])
+    fingerprint: str | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:
         """The same for all recipes that make the same model."""
-        return fingerprint(self.recipe)
+        return self.fingerprint or fingerprint(self.recipe)
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -153,6 +155,7 @@ def load(trial: FrozenTrial) -> Record:
         tuple(trial.values) if several else None,
         attributes.get("figures", {}),
         dict(zip(limits, attributes.get(CONSTRAINTS, ()), strict=True)),
+        attributes.get("fingerprint"),
     )
 
 

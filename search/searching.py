@@ -290,6 +290,7 @@ class _Search:
             reused=None,
             flags=outcome.flags,
             figures=outcome.figures,
+            fingerprint=one.key,
         )
         if race is not None and outcome.scorecard is not None and outcome.verdict is not None:
             values = race.values(outcome.scorecard, outcome.verdict)

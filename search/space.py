@@ -13,6 +13,7 @@ from search.dimensions import Real as Real
 from search.dimensions import Values as Values
 from search.dimensions import Whole as Whole
 from search.dimensions import exists
+from search.layouts import MERGE, Layout
 
 BRANCH = "choice"  # stands for the whole recipe where sub-recipes are chosen from
 
@@ -155,12 +156,14 @@ class SearchSpace:
         methods: The methods that it may use.
         dimensions: In the order in which they are asked for: choices before what they decide.
         points: What is tried first, in order.
+        depths: How many layers each parent has, by alias; none where that isn't known.
     """
 
     template: Mapping[str, Any]
     methods: tuple[str, ...]
     dimensions: tuple[Dimension, ...]
     points: tuple[Values, ...] = field(default=(), repr=False)
+    depths: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
 
     @property
     def has_choices(self) -> bool:
@@ -197,7 +200,19 @@ class SearchSpace:
         """The recipe that the values describe; what the method lacks is left out."""
         body = _body(self.template, values)
         method = str(_word(body[METHOD], values))
-        return from_dict(_fill(body, values, method) | {METHOD: method})
+        layout = body.get("slices")
+        if not isinstance(layout, Layout):
+            return from_dict(_fill(body, values, method) | {METHOD: method})
+        merged = {key: value for key, value in body.items() if key != "slices"}
+        if "models" not in merged:
+            merged["models"] = [layout.origins[0]]
+        recipe = from_dict(_fill(merged, values, method) | {METHOD: method})
+        return layout.apply(recipe, values)
+
+    def layout(self, values: Values) -> Layout | None:
+        """The hole for the order of layers, where the recipe that the values choose has one."""
+        found = _body(self.template, values).get("slices")
+        return found if isinstance(found, Layout) else None
 
     def starts(self) -> tuple[Values, ...]:
         """What is tried first: the study's starts, known recipes, usual values; all different."""
@@ -208,11 +223,14 @@ class SearchSpace:
         yield from {self.method(values): values for values in reversed(self.points)}.values()
         for dimension in self.dimensions:
             for option in dimension.options if isinstance(dimension, Choice) else ():
-                yield self._probe(dimension, option)
+                yield self._probe(dict(dimension.under) | {dimension.name: (option,)})
+        for node in holes(self.template):
+            if isinstance(node, Layout):
+                under = dict(node.dimensions[0].under)
+                for values in node.form.extremes():
+                    yield self._probe(under | {name: (v,) for name, v in values.items()})
 
-    def _probe(self, shown: Dimension, option: Scalar) -> Values:
-        wanted = dict(shown.under) | {shown.name: (option,)}
-
+    def _probe(self, wanted: Mapping[str, tuple[Scalar, ...]]) -> Values:
         def ask(d: Dimension) -> float | int | bool | str:
             if d.name in wanted:
                 return wanted[d.name][0]
@@ -246,9 +264,9 @@ def tensor_groups(space: SearchSpace) -> Iterator[str]:
             yield from (name for name, _ in node.spread.filters if name is not None)
 
 
-def holes(node: Any) -> Iterator[Hole | Share | Branch]:
+def holes(node: Any) -> Iterator[Hole | Share | Layout | Branch]:
     """All holes of a template in the order in which they are asked for."""
-    if isinstance(node, Hole | Share):
+    if isinstance(node, Hole | Share | Layout):
         yield node
     elif isinstance(node, Branch):
         yield node
@@ -295,6 +313,8 @@ def plain(node: Any) -> Any:
             return {"share": place, "steps": spread.steps and list(spread.steps)}
         case Branch(choice, nodes):
             return {choice.name: [plain(option) for option in nodes]}
+        case Layout():
+            return {"layout": node.form.told(), "ends": list(node.ends.options)}
         case _:
             return node
 
@@ -303,6 +323,8 @@ def _named(node: Any, key: str) -> Iterator[str]:
     if isinstance(node, Branch):
         for option in node.nodes:
             yield from _named(option, key)
+    elif isinstance(node, Layout):
+        yield from (name for name in node.origins if name != MERGE and key == "model")
     elif isinstance(node, list):
         for value in cast("list[Any]", node):
             yield from _named(value, key)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from typing import Any
 
 from merge_core.recipe import Scalar
 from search.dimensions import Choice, Dimension, Values
 from search.known import fingerprint, frames, known_points
-from search.space import SearchSpace
+from search.layouts import Layout
+from search.space import SearchSpace, holes
 
 Frame = Mapping[str, Scalar]
 """What is chosen of methods and of whole recipes."""
@@ -15,10 +17,10 @@ Frame = Mapping[str, Scalar]
 
 def first_points(space: SearchSpace) -> tuple[Values, ...]:
     """The study's own starts, known recipes that it contains, usual values: different models."""
-    points = [*_stated(space), *known_points(space), *_usual_points(space)]
+    points = [*_stated(space), *known_points(space), *_usual_points(space), *_orders(space)]
     different: dict[str, Values] = {}
     for point in points:
-        different.setdefault(fingerprint(space.decode(point)), point)
+        different.setdefault(fingerprint(space.decode(point), space.depths), point)
     return tuple(different.values())
 
 
@@ -47,6 +49,15 @@ def _usual_points(space: SearchSpace) -> Iterator[Values]:
     for level in dict.fromkeys((_average(space), 0.5, 1.0)):
         for frame in frames(space):
             yield space.draw(partial(_answer, frame=frame, level=level))
+
+
+def _orders(space: SearchSpace) -> Iterator[Values]:
+    """Orders of layers that are tried first: each origin's own, with usual values for the rest."""
+    layouts = [node for node in holes(space.template) if isinstance(node, Layout)]
+    for node, level in product(layouts, dict.fromkeys((_average(space), 0.5, 1.0))):
+        for start in node.starts():
+            fixed = {name: allowed[0] for name, allowed in node.dimensions[0].under} | dict(start)
+            yield space.draw(partial(_answer, frame=fixed, level=level))
 
 
 def _answer(dimension: Dimension, frame: Frame, level: float) -> Any:

@@ -7,7 +7,8 @@ import yaml
 
 from merge_core.export import write_model
 from merge_core.parents import Parents
-from merge_core.recipe import Recipe, to_dict
+from merge_core.recipe import Recipe
+from merge_core.staging import documents
 from search.bench import CheckedStudy
 from search.card import model_card
 from search.finals import Claim
@@ -43,15 +44,18 @@ def export_winner(
 
 def recipe_yaml(checked: CheckedStudy, recipe: Recipe) -> str:
     """The recipe with its models' places, as mergekit and `outcross merge` read it."""
-    exact = checked.exact(recipe).renamed(places(checked))
+    named = places(checked)
+    depths = {named[alias]: depth for alias, depth in checked.space.depths.items()}
+    texts = documents(checked.exact(recipe).renamed(named), depths)
     seed = checked.config.search.seed
-    note = "# Merged again by: outcross merge recipe.yaml out/, or mergekit-yaml recipe.yaml out/\n"
-    if recipe.method.startswith("dare"):
+    program = "mergekit-yaml" if len(texts) == 1 else "mergekit-multi"
+    note = f"# Merged again by: outcross merge recipe.yaml out/, or {program} recipe.yaml out/\n"
+    if any(method.startswith("dare") for method in recipe.methods):
         note += (
             f"# The random masks are those of --seed {seed}; mergekit draws its own, so what it\n"
             "# gives has the same distribution but other numbers.\n"
         )
-    return note + yaml.safe_dump(to_dict(exact), sort_keys=False, width=100)
+    return note + yaml.safe_dump_all(texts, sort_keys=False, width=100)
 
 
 def places(checked: CheckedStudy) -> Mapping[str, str]:
