@@ -30,6 +30,7 @@ Blocks = tuple[tuple[str, ...], ...]
 _chosen: dict[Any, tuple[list[FrozenTrial], list[FrozenTrial]]] = {}
 
 _KNOT = re.compile(r"@(\d+)$")
+_ORDER = re.compile(r"(?:^|\.)(origin|layer|piece|cut|overlap)(\d+)$")  # orders of layers
 _SLICE = re.compile(r"(?:^|\.)slice(\d+)\.")
 _GROUP = re.compile(r"\[([^\]]*)\](?:@\d+)?$")
 
@@ -210,12 +211,17 @@ def _depths(names: Sequence[str]) -> dict[str, tuple[float, str]]:
     """How deep each dimension acts, 0 to 1; what acts everywhere is a block per model before."""
     slices = 1 + max((int(m[1]) for name in names if (m := _SLICE.search(name))), default=0)
     knots: dict[str, int] = {}
+    places: dict[str, int] = {}
     for name in names:
+        if order := _ORDER.search(name):
+            places[order[1]] = max(places.get(order[1], 0), 1 + int(order[2]))
         if knot := _KNOT.search(name):
             knots[_KNOT.sub("", name)] = 1 + int(knot[1])  # they come in order
 
     def depth(name: str) -> tuple[float, str]:
         part, knot = _SLICE.search(name), _KNOT.search(name)
+        if order := _ORDER.search(name):
+            return round((int(order[2]) + 0.5) / places[order[1]], 9), ""
         if not part and not knot:
             return -1.0, _owner(name)
         inner = (int(knot[1]) + 0.5) / knots[_KNOT.sub("", name)] if knot else 0.5

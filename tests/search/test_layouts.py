@@ -1,0 +1,262 @@
+"""Orders of layers as holes: whatever is drawn is a legal model within its budget."""
+
+from typing import Any
+
+import pytest
+from headers import checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merge_core.interleave import Run, interleave
+from merge_core.plan import MergePlan, compile_plan
+from merge_core.recipe import Recipe
+from search.baselines import parent_recipe
+from search.dimensions import Choice, Dimension, Values, Whole
+from search.holes import build_space
+from search.known import fingerprint
+from search.space import SearchSpace
+
+LAYER = {
+    "self_attn.o_proj.weight": (4, 4),
+    "mlp.up_proj.weight": (8, 4),
+    "mlp.down_proj.weight": (4, 8),
+    "input_layernorm.weight": (4,),
+}
+PARENTS = {name: checkpoint(name, 10, layer=LAYER) for name in ("base", "a", "b")}
+PARENTS["short"] = checkpoint("short", 6, layer=LAYER)
+MERGED = {
+    "merge_method": "task_arithmetic",
+    "base_model": "base",
+    "models": [
+        {"model": "a", "parameters": {"weight": {"range": [0.0, 1.5], "knots": 3}}},
+        {"model": "b", "parameters": {"weight": {"range": [0.0, 1.5]}}},
+    ],
+}
+FORMS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "origin": (MERGED | {"slices": {"origin": ["a", "b", "merge"]}}, (10, 10)),
+    "blocks": ({"slices": {"origin": ["a", "b"], "per": 4}}, (10, 10)),
+    "four": ({"slices": {"origin": ["a", "b", "base", "merge"], "per": 5}} | MERGED, (10, 10)),
+    "fewer": (MERGED | {"slices": {"origin": "merge", "depth": [7, 10]}}, (7, 10)),
+    "fewest": ({"slices": {"origin": "a", "depth": 7}}, (7, 7)),
+    "more": ({"slices": {"origin": ["a", "b"], "depth": [12, 14], "scale": True}}, (12, 14)),
+    "both": ({"slices": {"origin": ["a", "b"], "depth": [8, 12], "ends": ["a", "b"]}}, (8, 12)),
+    "cuts": ({"slices": {"cuts": 3, "of": ["a", "b"]}}, (8, 12)),
+    "depths": ({"slices": {"cuts": 2, "of": ["a", "short"], "overlap": [-2, 3]}}, (5, 12)),
+    "merged cuts": (MERGED | {"slices": {"cuts": 2, "depth": [9, 11]}}, (9, 11)),
+    "walk": ({"slices": {"walk": 1, "of": ["a", "b"], "scale": True}}, (8, 12)),
+    "layers": ({"slices": {"walk": 1, "of": ["a", "b"], "scale": "layers"}}, (8, 12)),
+}
+BOTH = ("choices", "numbers")
+
+
+def read(recipe: dict[str, Any], encoding: str = "auto") -> SearchSpace:
+    mistakes: list[str] = []
+    slices = recipe["slices"] | {"encoding": encoding}
+    space = build_space(recipe | {"slices": slices}, PARENTS, mistakes, PARENTS)
+    assert not mistakes
+    return space
+
+
+def planned(recipe: Recipe) -> MergePlan:
+    return compile_plan(recipe, PARENTS)
+
+
+def drawn(dimension: Dimension) -> st.SearchStrategy[Any]:
+    if isinstance(dimension, Choice):
+        return st.sampled_from(dimension.options)
+    if isinstance(dimension, Whole):
+        return st.integers(dimension.low, dimension.high)
+    return st.floats(dimension.low, dimension.high)
+
+
+def order(recipe: Recipe) -> list[tuple[Any, ...]]:
+    """Each output layer as the layers that it is made of."""
+    plan = planned(recipe)
+    made: dict[int, list[str]] = {}
+    for step in plan.steps:
+        if step.out.startswith("layers.") and step.out.endswith("up_proj.weight"):
+            made[int(step.out.split(".")[1])] = [f"{r.parent}:{r.name}" for r in step.inputs]
+    return [tuple(made[at]) for at in range(plan.depth)]
+
+
+@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("form", FORMS)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_whatever_is_drawn_is_a_plan_within_the_budget(form, encoding, data):
+    recipe, (low, high) = FORMS[form]
+    space = read(recipe, encoding)
+    values = space.draw(lambda d: data.draw(drawn(d), label=d.name))
+    assert low <= planned(space.decode(values)).depth <= high
+    assert space.decode(values) == space.decode(dict(values))
+
+
+@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_have_no_choices(form, encoding):
+    space = read(FORMS[form][0], encoding)
+    numeric = not any(isinstance(d, Choice) for d in space.dimensions)
+    assert numeric or encoding == "choices"
+
+
+@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_parents_own_layers_are_tried_first(form, encoding):
+    """As far as the budget allows them."""
+    recipe, (low, high) = FORMS[form]
+    space = read(recipe, encoding)
+    tried = {fingerprint(space.decode(point), space.depths) for point in space.starts()}
+    assert len(tried) == len(space.starts())
+    of = space.template["slices"].origins
+    for name in of:
+        if name in PARENTS and low <= space.depths[name] <= high:
+            assert fingerprint(parent_recipe(name), space.depths) in tried
+
+
+@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_extremes_of_the_budget_are_probed(form, encoding):
+    """The live model is built for the deepest of the probes."""
+    recipe, (low, high) = FORMS[form]
+    space = read(recipe, encoding)
+    found = {planned(space.decode(values)).depth for values in space.probes()}
+    assert max(found) == high
+    assert min(found) == low or low < 10
+
+
+@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("form", ["origin", "fewer", "both", "cuts"])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_small_step_changes_few_layers(form, encoding, data):
+    """Neighbours in the space are neighbours as models."""
+    space = read(FORMS[form][0], encoding)
+    values = space.draw(lambda d: data.draw(drawn(d), label=d.name))
+    moving = [d for d in space.dimensions if d.name in values and "piece" not in d.name]
+    moved = data.draw(st.sampled_from(moving))
+    near: Values = dict(values) | {moved.name: _near(moved, values[moved.name])}
+    near = space.draw(lambda d: near.get(d.name, values.get(d.name, _first(d))))
+    one, other = (order(space.decode(point)) for point in (values, near))
+    assert _distance(one, other) <= {"cuts": 8}.get(form, 2)
+
+
+def _near(dimension: Dimension, value: Any) -> Any:
+    if isinstance(dimension, Choice):
+        return dimension.options[-1]
+    if isinstance(dimension, Whole):
+        return min(value + 1, dimension.high)
+    return min(value + 0.02, dimension.high)
+
+
+def _first(dimension: Dimension) -> Any:
+    return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
+
+
+def _distance(one: list[Any], other: list[Any]) -> int:
+    """Insertions and deletions from one order to another."""
+    from difflib import SequenceMatcher
+
+    same = sum(m.size for m in SequenceMatcher(None, one, other, False).get_matching_blocks())
+    return len(one) + len(other) - 2 * same
+
+
+def test_equal_orders_are_one_recipe():
+    """A layer that is left out twice, in any order of naming."""
+    space = read({"slices": {"origin": "a", "depth": [7, 10]}})
+
+    def key(*gone: int) -> str:
+        named = {f"drop{at + 1}": layer for at, layer in enumerate(gone)}
+        values: Values = {"drops": len(gone)} | named
+        return fingerprint(space.decode(values), space.depths)
+
+    assert key(3, 5) == key(5, 3) == key(5, 5, 3)
+    assert key() == fingerprint(parent_recipe("a"), space.depths)
+    assert key(9) != key()  # its first nine layers are no whole model
+
+
+def test_drops_and_repeats_are_placed():
+    space = read({"slices": {"origin": "a", "depth": [8, 12]}})
+    values: Values = {"drops": 1, "drop1": 7, "repeats": 2, "repeat1": 2, "repeat2": 4}
+    found = [int(name[0].split(".")[1]) for name in order(space.decode(values))]
+    assert found == [0, 1, 2, 2, 3, 4, 4, 5, 6, 8, 9]
+
+
+def test_indicators_far_from_the_middle_win_where_the_budget_is_short():
+    space = read({"slices": {"origin": "a", "depth": [8, 11]}}, "numbers")
+    values = {f"layer{at:02d}": 0.5 for at in range(10)}
+    far = {"layer01": 0.2, "layer02": 0.1, "layer03": 0.0, "layer05": 0.9, "layer06": 0.8}
+    found = [int(name[0].split(".")[1]) for name in order(space.decode(values | far))]
+    assert found == [0, 1, 4, 5, 5, 6, 7, 8, 9]
+
+
+def test_pieces_overlap_and_give_way_to_the_budget():
+    space = read({"slices": {"cuts": 1, "of": ["a", "b"], "overlap": 6, "depth": [10, 14]}})
+    values = {"piece0": "a", "piece1": "b", "cut1": 0.5, "overlap1": 6}
+    recipe = space.decode(values)
+    wanted = interleave(parent_recipe("a"), [Run("a", 0, 5), Run("b", 1, 10)], dict(space.depths))
+    assert recipe == wanted
+
+
+def test_scales_multiply_what_layers_write():
+    """After a switch with an input scale of 1.25 every layer writes 0.8 times as much."""
+    space = read({"slices": {"walk": 1, "of": ["a", "b"], "jumps": 1, "scale": True}})
+    switch = next(d for d in space.dimensions if d.name == "scale.switch")
+    values = {"jumps": 1, "piece0": "a", "piece1": "b", "cut1": 0.5, "overlap1": 0}
+    values |= {"scale.back": 0.5, "scale.skip": 0.5, "scale.switch": switch.coordinate(1.25)}
+    plan = planned(space.decode(values))
+    scales = {step.out: dict(step.params)["scale"][0] for step in plan.steps}
+    assert scales["layers.4.mlp.down_proj.weight"] == 1.0
+    assert scales["layers.5.mlp.down_proj.weight"] == pytest.approx(0.8)
+    assert scales["layers.9.self_attn.o_proj.weight"] == pytest.approx(0.8)
+    assert scales["layers.9.mlp.up_proj.weight"] == 1.0
+    assert scales["lm_head.weight"] == 1.0
+
+
+def test_a_repeated_layer_may_add_less_the_second_time():
+    space = read({"slices": {"origin": "a", "depth": [10, 11], "scale": True}})
+    scale = next(d for d in space.dimensions if d.name == "scale")
+    values: Values = {"repeats": 1, "repeat1": 3, "scale": scale.coordinate(0.75)}
+    plan = planned(space.decode(values))
+    scales = {step.out: dict(step.params)["scale"][0] for step in plan.steps}
+    assert scales["layers.3.mlp.down_proj.weight"] == 1.0
+    assert scales["layers.4.mlp.down_proj.weight"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [
+        ({"orign": ["a"]}, "recipe.slices: expected a list of slices, or one of origin, cuts"),
+        ({"origin": ["a", "b"], "pre": 2}, "recipe.slices.pre: unknown key beside 'origin'"),
+        ({"origin": ["a", "x"]}, "'x' is no model"),
+        ({"origin": ["a", "merge"]}, "give 'models' beside 'slices'"),
+        ({"origin": ["a", "short"]}, "write 'cuts'"),
+        ({"origin": "a"}, "nothing to search"),
+        ({"origin": ["a", "b"], "per": 11}, "slices.per: expected 'layer' or a whole number"),
+        ({"origin": "a", "depth": [0, 10]}, "slices.depth: expected"),
+        ({"origin": "a", "depth": "few"}, "slices.depth: expected"),
+        ({"cuts": 0, "of": ["a", "b"]}, "slices.cuts: expected a whole number from 1"),
+        ({"cuts": 1, "of": ["a", "b"], "overlap": "x"}, "slices.overlap: expected"),
+        ({"cuts": 1}, "slices.of: expected models"),
+        ({"walk": 2, "of": ["a", "b"]}, "encoding: numbers"),
+        ({"walk": 1, "of": ["a", "b"], "scale": "all"}, "slices.scale: expected true"),
+        ({"walk": 1, "of": ["a", "b"], "encoding": "x"}, "slices.encoding: expected auto"),
+        ({"walk": 1, "of": ["a", "b"], "ends": ["x"]}, "slices.ends: expected some of"),
+    ],
+)
+def test_mistakes_are_named(slices, told):
+    mistakes: list[str] = []
+    build_space({"slices": slices}, PARENTS, mistakes, PARENTS)
+    assert told in "\n".join(mistakes)
+
+
+def test_only_copied_layers_are_scaled():
+    mistakes: list[str] = []
+    slices = {"cuts": 1, "of": ["a", "merge"], "scale": True}
+    build_space(MERGED | {"slices": slices}, PARENTS, mistakes, PARENTS)
+    assert "only copied layers can be scaled" in "\n".join(mistakes)
+
+
+def test_forms_need_the_models():
+    mistakes: list[str] = []
+    build_space({"slices": {"cuts": 1, "of": ["a", "b"]}}, PARENTS, mistakes)
+    assert "needs the models" in "\n".join(mistakes)
