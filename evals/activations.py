@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import torch
 
+from evals.rewiring import find_stack
+
 Keys = Sequence[Hashable]
 """What stands for the weights before the layers, then for each layer's, `(1 + layers,)`."""
 
@@ -45,13 +47,11 @@ class Activations:
         limit: Bytes that all stores for requests of one kind may hold.
         share: What this one may hold of them.
 
-    Attributes:
-        usable: Whether the model has layers that can be left out.
     """
 
     def __init__(self, model: Any, limit: int = LIMIT, *, share: float = 1.0) -> None:
-        self._layers = find_layers(model)
-        self.usable = len(self._layers) > 1
+        self._model = model
+        self._layers: Sequence[torch.nn.Module] = ()  # the present candidate's
         self._limit = int(share * limit)
         self._kept: dict[int, _Kept] = {}  # by depth: where it started, and where the next may
         self._last: tuple[Hashable, ...] | None = None
@@ -79,12 +79,13 @@ class Activations:
             keys: Its weights; None where nothing is known of them.
         """
         self._start = self._keep = 0
-        if keys is None or not self.usable or len(keys) != len(self._layers) + 1:
+        self._layers = () if keys is None else find_layers(self._model)
+        if keys is None or len(self._layers) < 2 or len(keys) != len(self._layers) + 1:
             return
         now = tuple(keys)
         kept = self._kept.items()
         self._kept = {d: k for d, k in kept if k.states and k.keys == now[: d + 1]}
-        self._start = max(self._kept, default=0)
+        self._start = max((d for d in self._kept if d < len(self._layers)), default=0)
         # What the last two have in common is what the next one probably has too.
         common = 0 if self._last is None else _common(self._last, now)
         self._last = now
@@ -148,10 +149,8 @@ class Activations:
 
 def find_layers(model: Any) -> Sequence[torch.nn.Module]:
     """A model's decoder layers in order; empty if it isn't plain which they are."""
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
-    alike = [stack for stack in stacks if len({type(layer) for layer in stack}) == 1]
-    return list(alike[0]) if len(alike) == 1 else []
+    stack = find_stack(model)
+    return [] if stack is None or len({type(layer) for layer in stack}) > 1 else list(stack)
 
 
 @torch.inference_mode()
@@ -189,11 +188,11 @@ def used_after(model: Any) -> list[torch.Tensor]:
 def _common(one: Keys, other: Keys) -> int:
     """Leading layers that are equal, all but the last at most; 0 if what is outside differs."""
     same = 0
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(one, other, strict=False):  # their depths may differ
         if a != b:
             break
         same += 1
-    return max(0, min(same, len(one) - 1) - 1)
+    return max(0, min(same, len(one) - 1, len(other) - 1) - 1)
 
 
 @contextlib.contextmanager

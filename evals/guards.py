@@ -64,6 +64,14 @@ def ranges(norms: Iterable[Mapping[str, float]]) -> dict[str, Range]:
     return found
 
 
+def union(ranges: Iterable[Range]) -> Range | None:
+    """The range that holds all of these; None if there are none."""
+    found = list(ranges)
+    if not found:
+        return None
+    return Range(min(one.low for one in found), max(one.high for one in found))
+
+
 def disproportion(
     norms: Mapping[str, float], known: Mapping[str, Range], whose: str = "parent"
 ) -> str | None:

@@ -31,6 +31,7 @@ from evals.prefixes import Window
 from evals.prompts import Requests, build_requests
 from evals.racing import rung_ends
 from evals.resident import Resident
+from evals.rewiring import Kind
 from evals.scorecard import Score, Scorecard, Value, mean_score
 from evals.settings import Settings
 from evals.signals import choose_signal, signal_of
@@ -185,7 +186,22 @@ class Harness:
         self.lm = _language_model(resident, settings)
         self.answering = Answering(self.lm, settings.batch_size)
         self._slots = resident.slots
+        self._wiring = resident.wiring
         self.benchmarks = tuple(_build_benchmark(self, task, roles) for task in tasks)
+
+    def rewire(self, config: Mapping[str, Any]) -> None:
+        """Give the live model the layers that a plan's `config.json` describes.
+
+        Raises:
+            EvaluationError: If it can't have them.
+        """
+        if self._wiring is not None:
+            self._wiring.rewire(config)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the configuration says of each layer that the live model has now."""
+        return () if self._wiring is None else self._wiring.kinds
 
     @cached_property
     def after(self) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """The model that every candidate is poured into: built once, never reloaded."""
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from typing import Any, cast
 
 import torch
 import transformers.core_model_loading as loading
+from accelerate import (  # pyright: ignore[reportMissingTypeStubs]
+    init_empty_weights,  # pyright: ignore[reportUnknownVariableType]
+)
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from evals.errors import EvaluationError
 from evals.packing import unpack
+from evals.rewiring import Wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,13 @@ class Resident:
         model: In evaluation mode, on its device; its content is undefined until slots are filled.
         tokenizer: The donor's.
         slots: The model's tensors by checkpoint name, each storage once.
+        wiring: Gives it the layers of another plan.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     slots: dict[str, torch.Tensor]
+    wiring: Wiring | None = None
 
 
 def build_resident(
@@ -47,7 +54,8 @@ def build_resident(
     """Build a causal language model whose every tensor a merge will write.
 
     Args:
-        config: The `config.json` that describes it.
+        config: The `config.json` that describes it; of several plans that it will hold, that of
+            the deepest.
         folder: Model folder with the tokenizer and, perhaps, a generation configuration.
         names: The tensors that merges will write, in checkpoint names.
         dtype: Of parameters and arithmetic.
@@ -58,9 +66,14 @@ def build_resident(
             merge writes or lacks some that it does.
     """
     model = _build_model(config, folder, dtype).to(device)  # pyright: ignore
+    wiring = Wiring(
+        model,
+        lambda other: _parse(other, folder),
+        lambda other: _build_model(other, folder, dtype, empty=True),
+    )
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)  # pyright: ignore
-    return Resident(model.eval(), load_tokenizer(folder), match_slots(model, names))
+    return Resident(model.eval(), load_tokenizer(folder), match_slots(model, names), wiring)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -155,7 +168,24 @@ def _check_ignored(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _build_model(
+    config: Mapping[str, Any], folder: Path, dtype: torch.dtype, *, empty: bool = False
+) -> PreTrainedModel:
+    """A model whose weights are undefined; an empty one's take no memory."""
+    parsed = _parse(config, folder)
+    space = init_empty_weights(include_buffers=False) if empty else contextlib.nullcontext()
+    try:
+        with no_init_weights(), space:  # a 7B model takes a minute to fill with unread numbers
+            model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # pyright: ignore
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(f"{folder}: no causal language model in it: {error}") from None
+    model = cast("PreTrainedModel", model)
+    model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
+    return model
+
+
+def _parse(config: Mapping[str, Any], folder: Path) -> Any:
+    """The configuration as transformers' class reads it."""
     family = config.get("model_type")
     if family not in CONFIG_MAPPING:
         own = "; it brings code of its own, which is never run" if "auto_map" in config else ""
@@ -163,14 +193,9 @@ def _build_model(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) ->
     # A copy to the bottom: configuration classes change nested values in place.
     clean = {key: _decoded(value) for key, value in config.items() if key != "quantization_config"}
     try:
-        parsed = CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
-        with no_init_weights():  # a 7B model takes a minute to fill with numbers nobody reads
-            model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # pyright: ignore
+        return CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
     except (ValueError, TypeError) as error:
         raise EvaluationError(f"{folder}: no causal language model in it: {error}") from None
-    model = cast("PreTrainedModel", model)
-    model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
-    return model
 
 
 def _decoded(value: object) -> object:

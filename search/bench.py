@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +38,7 @@ from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
+from search.baselines import baselines
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import ScorerError, StudyError
 from search.functions import Scorer, load_scorer
@@ -240,7 +242,7 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     Raises:
         StudyError: If the model can't be built.
     """
-    plan = study.plan(study.space.decode(study.space.starts()[0]))
+    plan = _deepest(study)
     names = [step.out for step in plan.steps]
     evaluation = study.config.evaluation
     settings = Settings(**evaluation.model_dump(exclude={"tasks", "gen_kwargs", "metadata"}))
@@ -254,6 +256,14 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     seal(study.tasks)
     parents = Parents(study.checkpoints, study.device, study.scratch)
     return Bench(study, Workbench(parents, resident.slots), harness)
+
+
+def _deepest(study: CheckedStudy) -> MergePlan:
+    """Of all that the live model will hold, parents and candidates, the plan with most layers."""
+    space = study.space
+    candidates = map(space.decode, chain(space.starts()[:1], space.probes()))
+    recipes = chain(candidates, baselines(space, study.checkpoints).values())
+    return max(map(study.plan, recipes), key=lambda plan: plan.depth)
 
 
 def _rungs(config: StudyConfig, harness: Harness) -> tuple[float, ...]:
@@ -413,17 +423,9 @@ def _misfits(
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
     for values in space.probes():
         try:
-            plan = compile_plan(space.decode(values), checkpoints)
+            compile_plan(space.decode(values), checkpoints)
         except MergeError as error:
             mistakes.append(f"recipe ({space.method(values)}): {error}")
-            continue
-        for alias, parent in checkpoints.items():
-            if parent.layout.depth != plan.depth:
-                # The parents are scored in the same live model as the candidates.
-                mistakes.append(
-                    f"recipe: makes {plan.depth} layers but '{alias}' has {parent.layout.depth}; a "
-                    "search keeps the depth for now (outcross merge makes any)"
-                )
     search = config.search
     if reason := refusal(search.sampler, space, search.trials, config.values):
         mistakes.append(reason)

@@ -135,7 +135,7 @@ def _against(centre: str, opened: Mapping[str, Checkpoint]) -> dict[str, bool | 
 def _fit(one: Checkpoint, other: Checkpoint) -> bool | str:
     if one.layout.depth != other.layout.depth:
         depths = f"{other.layout.depth} layers and '{one.name}' {one.layout.depth}"
-        return f"has {depths}; a search keeps the depth (outcross merge makes any)"
+        return f"has {depths}; only slices mix models of several depths"
     try:
         return _differ(one, other)
     except MergeError:

@@ -36,7 +36,7 @@ from search.bench import find_device
 from search.errors import NothingFound, StudyError
 from search.merging import plan_file
 from search.models import open_model
-from search.trial import attempt, norms_of
+from search.trial import attempt
 
 WHERE = "outcross compare"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -224,13 +224,12 @@ def _score(
 ) -> tuple[Scorecard, dict[str, float]]:
     """The scorecard of a model and the norms of its tensors."""
     bench = Workbench(Parents(entrant.checkpoints, device), slots)
-    outcome = attempt(lambda: entrant.plan, bench, harness, Role.SEARCH)
-    norms = norms_of(slots)
+    outcome = attempt(lambda: entrant.plan, bench, harness, Role.SEARCH, measure=True)
     for name in tuple(bench.lent):
         bench.own(name)  # the next model must not be written into this one's files
     if outcome.scorecard is None:
         raise NothingFound(f"'{entrant.name}' can't be scored: {outcome.failure}")
-    return outcome.scorecard, norms
+    return outcome.scorecard, dict(outcome.norms or {})
 
 
 @contextmanager

@@ -240,7 +240,7 @@ def _print_reach(console: Console, checked: CheckedStudy) -> None:
         table.add_row(share, f"{100 * found.mean:.1f}", alone, f"{found.needed:,}")
     console.print(table)
     console.print(_source(checked), highlight=False, markup=False)
-    count = len(baselines(checked.space))
+    count = len(baselines(checked.space, checked.checkpoints))
     console.print(
         f"For one comparison; compare makes {count}, and in the worst case Holm's correction "
         f"raises each gain {multiple(count) / multiple():.2f}-fold.",

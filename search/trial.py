@@ -1,7 +1,7 @@
 """One candidate from recipe to scorecard: the one place where the three packages meet."""
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -9,7 +9,8 @@ import torch
 
 from evals.activations import Keys
 from evals.answering import Practice
-from evals.guards import health, norm
+from evals.errors import EvaluationError
+from evals.guards import Range, health, norm, union
 from evals.harness import Harness
 from evals.items import Role
 from evals.pieces import Piece, joined
@@ -81,16 +82,15 @@ def evaluate(
         bench.workbench,
         bench.harness,
         role,
-        look=lambda: _unhealthy(bench),
+        look=lambda plan: _unhealthy(plan, bench),
         keys=lambda plan: layer_keys(plan, bench),
         race=race,
         figures=(lambda plan: figures_of(plan, bench)) if wanted else None,
         rungs=rungs,
+        measure=measure,
     )
     practice = bench.harness.answering.practice
-    answered = outcome.scorecard is not None or outcome.piece is not None
-    norms = norms_of(bench.workbench.slots) if measure and answered else None
-    return judged(replace(outcome, norms=norms, practice=practice), bench.worst)
+    return judged(replace(outcome, practice=practice), bench.worst)
 
 
 def judged(outcome: Outcome, worst: Mapping[str, Mapping[str, float]]) -> Outcome:
@@ -108,9 +108,15 @@ def judged(outcome: Outcome, worst: Mapping[str, Mapping[str, float]]) -> Outcom
     return replace(outcome, scorecard=kept, failure=reason, flags=flags(card, worst))
 
 
-def norms_of(slots: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """The norm of every live tensor that holds weights, by name."""
-    return {name: norm(slot) for name, slot in slots.items() if slot.is_floating_point()}
+def norms_of(plan: MergePlan, slots: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The norm of every live tensor that a plan wrote and that holds weights, by name."""
+    live = live_slots(plan, slots)
+    return {name: norm(slot) for name, slot in live.items() if slot.is_floating_point()}
+
+
+def live_slots(plan: MergePlan, slots: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The slots that a plan writes; those of layers beyond its own hold what they held before."""
+    return {step.out: slots[step.out] for step in plan.steps if step.out in slots}
 
 
 def attempt(
@@ -118,11 +124,12 @@ def attempt(
     workbench: Workbench,
     harness: Harness,
     role: Role,
-    look: Callable[[], str | None] | None = None,
+    look: Callable[[MergePlan], str | None] | None = None,
     keys: Callable[[MergePlan], Keys | None] | None = None,
     race: Race | None = None,
     figures: Callable[[MergePlan], Mapping[str, float]] | None = None,
     rungs: range | None = None,
+    measure: bool = False,
 ) -> Outcome:
     """Make the live model be what a plan describes, and score it.
 
@@ -136,15 +143,17 @@ def attempt(
         race: What it has to keep up with.
         figures: Measures what needs no items, once the model is scored.
         rungs: Answer these only; None: all, and make their scorecard.
+        measure: Whether to take the norms of the merged tensors of a model that was answered for.
     """
     start = time.perf_counter()
     seconds = 0.0
-    look = look or (lambda: health(harness.lm.model, workbench.slots, harness.prompt))
+    look = look or (lambda made: _sound(made, workbench, harness))
     try:
         made = plan()
+        harness.rewire(made.config)
         apply(made, workbench)
         seconds = time.perf_counter() - start
-        if reason := look():
+        if reason := look(made):
             return Outcome(None, reason, seconds)
         layers = keys(made) if keys else None
         if rungs is None:
@@ -155,12 +164,16 @@ def attempt(
     except Exception as error:  # a model or task may fail in any way on a strange candidate
         return Outcome(None, reason_of(error), seconds)
     whole = outcome.failure is None and outcome.verdict is None
-    return _measured(outcome, figures, made) if figures and whole else outcome
+    if figures and whole:
+        outcome = _measured(outcome, figures, made)
+    if measure and (outcome.scorecard is not None or outcome.piece is not None):
+        outcome = replace(outcome, norms=norms_of(made, workbench.slots))
+    return outcome
 
 
 def reason_of(error: Exception) -> str:
     """Why a candidate failed: our own errors are sentences, others need their type."""
-    own = isinstance(error, MergeError | ScorerError)
+    own = isinstance(error, MergeError | ScorerError | EvaluationError)
     return str(error) if own else f"{type(error).__name__}: {error}"
 
 
@@ -196,19 +209,40 @@ def _measured(
         return replace(outcome, scorecard=None, failure=reason_of(error))
 
 
-def _unhealthy(bench: Bench) -> str | None:
+def _sound(plan: MergePlan, workbench: Workbench, harness: Harness) -> str | None:
+    return health(harness.lm.model, live_slots(plan, workbench.slots), harness.prompt)
+
+
+def _unhealthy(plan: MergePlan, bench: Bench) -> str | None:
     """Look at what was merged since the last healthy candidate, and pass a few tokens through."""
-    done = bench.workbench.done
-    fresh: dict[str, torch.Tensor] = {
+    done, lent = bench.workbench.done, bench.workbench.lent
+    fresh = {
         name: slot
-        for name, slot in bench.workbench.slots.items()
+        for name, slot in live_slots(plan, bench.workbench.slots).items()
         if name not in done or bench.looked.get(name) != done[name]
     }
+    if bench.norms:  # the parents' own tensors were looked at when these were taken
+        fresh = {name: slot for name, slot in fresh.items() if name not in lent}
     harness = bench.harness
-    reason = health(harness.lm.model, fresh, harness.prompt, bench.norms)
+    reason = health(harness.lm.model, fresh, harness.prompt, _normal(plan, bench, fresh))
     if reason is None:
-        bench.looked.update(done)
+        bench.looked.update((step.out, done[step.out]) for step in plan.steps if step.out in done)
     return reason
+
+
+def _normal(plan: MergePlan, bench: Bench, wanted: Container[str]) -> dict[str, Range]:
+    """The norms that a plan's tensors should have: those of the layers that they are made of."""
+    parents, norms = bench.study.checkpoints, bench.norms
+    layout = parents[plan.donor].layout
+    found: dict[str, Range] = {}
+    for step in plan.steps if norms else ():
+        if step.out in wanted:
+            refs = (*step.inputs, *filter(None, [step.base]))
+            layers = [parents[ref.parent].layout.layer(ref.name) for ref in refs]
+            sources = {step.out if at is None else layout.moved(step.out, at) for at in layers}
+            if (normal := union(norms[name] for name in sources if name in norms)) is not None:
+                found[step.out] = normal
+    return found
 
 
 def layer_keys(plan: MergePlan, bench: Bench) -> Keys | None:
@@ -230,4 +264,6 @@ def layer_keys(plan: MergePlan, bench: Bench) -> Keys | None:
             # A slot of unknown content is like no other.
             made = bench.workbench.done.get(step.out) or object()
             keys[0 if layer is None else layer + 1].append(made)
+    for key, kind in zip(keys[1:], bench.harness.kinds, strict=False):
+        key.append(kind)
     return tuple(tuple(made) for made in keys)

@@ -277,10 +277,13 @@ def test_slices_that_keep_the_depth_are_searched(tmp_path):
     assert set(stored(study)[0].params) == {"slice0.a.scale", "slice1.a.scale"}
 
 
-def test_slices_that_change_the_depth_are_refused(tmp_path):
+def test_slices_that_change_the_depth_are_searched(tmp_path):
     study = write_study(tmp_path, study_dict(recipe=sliced((0, 2), (1, 3))))
-    with pytest.raises(StudyError, match="makes 4 layers but 'base' has 3"):
-        run_study(study, silent())
+    run_study(study, silent())
+    assert all("scorecard" in trial.user_attrs for trial in stored(study))
+    export_study(study, tmp_path / "out", silent())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers == 4
 
 
 def test_sqlite_serves_as_well(tmp_path):

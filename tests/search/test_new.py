@@ -139,7 +139,7 @@ def test_a_copy_of_the_base_and_what_does_not_fit_are_told_and_left_out(write: W
     assert list(checked.config.models) == ["base", "a", "b"]
     flat = text.replace("\n  # ", " ")
     assert "left out: it has the same weights as 'base'" in flat
-    assert "left out: it has 4 layers and 'base' 3; a search keeps the depth" in flat
+    assert "left out: it has 4 layers and 'base' 3; only slices mix models" in flat
     assert "left out: it doesn't fit 'base': model 'other' is a gpt2" in flat
 
 

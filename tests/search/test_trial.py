@@ -10,9 +10,20 @@ from tiny_study import study_dict
 from evals.guards import Range
 from evals.items import Role
 from evals.scorecard import Scorecard
+from merge_core.recipe import Recipe, Setting, Slice, Source
 from search.baselines import parent_recipe
 from search.bench import Bench, build_bench, check_study
 from search.trial import evaluate
+
+
+def average(*layers: tuple[int, int]) -> Recipe:
+    """The average of two parents' layers."""
+    parts = [Slice((Source("a", span), Source("b", span))) for span in layers]
+    whole = Slice((Source("a"), Source("b")))
+    return Recipe("linear", tuple(parts) or (whole,), None, (("weight", (Setting(None, 0.5),)),))
+
+
+AVERAGE = average()
 
 
 @pytest.fixture
@@ -34,9 +45,26 @@ def test_a_sound_candidate_has_a_scorecard(bench: Bench):
 
 def test_norms_beyond_the_parents_fail(bench: Bench):
     bench.norms = {"model.norm.weight": Range(1e-3, 1e-2)}
-    outcome = evaluate(parent_recipe("a"), bench, Role.SEARCH)
+    outcome = evaluate(AVERAGE, bench, Role.SEARCH)
     assert outcome.scorecard is None
     assert (outcome.failure or "").startswith("tensor 'model.norm.weight' exploded")
+
+
+def test_layers_are_held_against_the_layers_that_they_are_made_of(bench: Bench):
+    name = "model.layers.{}.mlp.up_proj.weight"
+    bench.norms = {name.format(0): Range(1e-3, 1e-2), name.format(1): Range(1.0, 10.0)}
+    layers = [(at, at + 1) for at in (1, 1, 1)]
+    found = evaluate(average(*layers), bench, Role.SEARCH)
+    assert found.failure is None
+    found = evaluate(average(*layers, (0, 1)), bench, Role.SEARCH)
+    assert (found.failure or "").startswith("the plan has 4 layers")
+    found = evaluate(average((1, 2), (0, 1)), bench, Role.SEARCH)
+    assert (found.failure or "").startswith(f"tensor '{name.format(1)}' exploded")
+
+
+def test_a_parents_own_tensors_were_looked_at_when_it_was_scored(bench: Bench):
+    bench.norms = {"model.norm.weight": Range(1e-3, 1e-2)}
+    assert evaluate(parent_recipe("a"), bench, Role.SEARCH).failure is None
 
 
 def test_generations_that_are_no_answers_fail_and_those_at_the_limit_are_flagged(
@@ -79,6 +107,6 @@ def test_only_what_changed_is_looked_at_again(bench: Bench, monkeypatch: pytest.
 
 def test_what_was_found_ill_is_looked_at_again(bench: Bench):
     bench.norms = {"model.norm.weight": Range(1e-3, 1e-2)}
-    reasons = [evaluate(parent_recipe("a"), bench, Role.SEARCH).failure for _ in range(2)]
+    reasons = [evaluate(AVERAGE, bench, Role.SEARCH).failure for _ in range(2)]
     assert reasons[0] == reasons[1]
     assert reasons[0] is not None
