@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from merge_core.checkpoint import Checkpoint
 from merge_core.recipe import Parameters, Recipe, Setting, Slice, Source
 from search.space import SearchSpace, bases
 
@@ -21,40 +20,27 @@ def parents(space: SearchSpace) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*bases(space.template), *space.models)))
 
 
-def baselines(
-    space: SearchSpace, checkpoints: Mapping[str, Checkpoint] | None = None
-) -> Mapping[str, Recipe]:
+def baselines(space: SearchSpace) -> Mapping[str, Recipe]:
     """Recipes by name: the parents in the order of the study, then merges that need no search.
-
-    Models of different depths can't be merged, so there the parents are all.
 
     The plain average is that of the models listed: the base model enters it only if the recipe
     lists it. Task arithmetic at weight 0.4, and TIES of the largest 20% at weight 1, are what the
     TIES paper (arXiv:2306.01708) recommends where nothing can be tried; both need a base model and
-    two others. Merges of all layers need parents of one depth.
-
-    Args:
-        space: What is searched.
-        checkpoints: The opened parents, if merges that parents of several depths don't allow are to
-            be left out.
+    two others. Merges of all layers need models of one depth.
     """
     recipes = {alias: parent_recipe(alias) for alias in parents(space)}
     aliases, base = space.models, space.base
     experts = tuple(alias for alias in aliases if alias != base)
-    if len({space.depths.get(alias) for alias in recipes}) > 1:
-        return recipes
     if len(aliases) > 1:
         recipes[AVERAGE] = _merge("linear", aliases, None, weight=1.0)
     if base and len(experts) > 1:
         recipes[ARITHMETIC] = _merge("task_arithmetic", experts, base, weight=0.4)
         recipes[TIES] = _merge("ties", experts, base, weight=1.0, density=0.2)
-    if checkpoints is None:
-        return recipes
-    return {name: recipe for name, recipe in recipes.items() if _of_one_depth(recipe, checkpoints)}
+    return {name: one for name, one in recipes.items() if _of_one_depth(one, space.depths)}
 
 
-def _of_one_depth(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> bool:
-    return len({checkpoints[model].layout.depth for model in recipe.models}) == 1
+def _of_one_depth(recipe: Recipe, depths: Mapping[str, int]) -> bool:
+    return len({depths.get(model) for model in recipe.models}) == 1
 
 
 def _merge(method: str, aliases: tuple[str, ...], base: str | None, **values: float) -> Recipe:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -16,6 +16,7 @@ import torch
 from evals.answering import Practice
 from evals.clusters import item_clusters
 from evals.errors import EvaluationError
+from evals.folding import refusal as unfoldable
 from evals.guards import Range
 from evals.harness import Harness
 from evals.items import Counts, Role
@@ -23,13 +24,13 @@ from evals.loading import TaskRequest
 from evals.objective import Reading, reading
 from evals.racing import Rule
 from evals.resampling import Clusters
-from evals.resident import build_resident
+from evals.resident import Resident, build_resident
 from evals.rungs import affordable
 from evals.settings import Settings
 from evals.tasks import OpenTask, open_tasks, seal
 from evals.texts import CHARS, text_task
 from merge_core.alignment import Aligned
-from merge_core.apply import Workbench
+from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import Checkpoint, digest
 from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
@@ -38,16 +39,18 @@ from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
-from search.baselines import baselines
+from merge_core.writers import powers
+from search.baselines import baselines, parent_recipe
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.errors import ScorerError, StudyError
 from search.functions import Scorer, load_scorer
 from search.genome import is_genome, read_genome
 from search.goals import Goals, goals_of
 from search.holes import build_space
+from search.layouts import Layout
 from search.models import open_models
 from search.samplers import choose_sampler, refusal
-from search.space import SearchSpace, plain, tensor_groups
+from search.space import SearchSpace, holes, plain, tensor_groups
 
 _FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
 
@@ -242,7 +245,7 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
     Raises:
         StudyError: If the model can't be built.
     """
-    plan = _deepest(study)
+    plan = deepest(study)
     names = [step.out for step in plan.steps]
     evaluation = study.config.evaluation
     settings = Settings(**evaluation.model_dump(exclude={"tasks", "gen_kwargs", "metadata"}))
@@ -255,14 +258,34 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         raise StudyError([str(error)]) from None
     seal(study.tasks)
     parents = Parents(study.checkpoints, study.device, study.scratch)
-    return Bench(study, Workbench(parents, resident.slots), harness)
+    bench = Bench(study, Workbench(parents, resident.slots), harness)
+    if refusals := tuple(_unscalable(bench, resident)):
+        raise StudyError(refusals)
+    return bench
 
 
-def _deepest(study: CheckedStudy) -> MergePlan:
+def _unscalable(bench: Bench, resident: Resident) -> Iterator[str]:
+    """Why the scales that the study searches can't be folded into the weights, if they can't."""
+    study = bench.study
+    scaled = {
+        name: writers
+        for node in holes(study.space.template)
+        if isinstance(node, Layout)
+        for name, writers in node.writers.items()
+    }
+    for name, writers in scaled.items():
+        plan = study.plan(parent_recipe(name))
+        bench.harness.rewire(plan.config)
+        apply(plan, bench.workbench)
+        if reason := unfoldable(resident, powers(study.checkpoints[name], writers)):
+            yield f"recipe.slices.scale: it can't be folded into the weights of '{name}': {reason}"
+
+
+def deepest(study: CheckedStudy) -> MergePlan:
     """Of all that the live model will hold, parents and candidates, the plan with most layers."""
     space = study.space
     candidates = map(space.decode, chain(space.starts()[:1], space.probes()))
-    recipes = chain(candidates, baselines(space, study.checkpoints).values())
+    recipes = chain(candidates, baselines(space).values())
     return max(map(study.plan, recipes), key=lambda plan: plan.depth)
 
 

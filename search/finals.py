@@ -266,7 +266,7 @@ def claim(study: optuna.Study, bench: Bench, margin: float, trial: int | None = 
         NothingFound: If there is no winner, or a model can't be scored.
     """
     best = chosen(study, trial)
-    recipes = {WINNER: best.recipe, **baselines(bench.study.space, bench.study.checkpoints)}
+    recipes = {WINNER: best.recipe, **baselines(bench.study.space)}
     known = stored_claim(study, best.number)
     if known is not None and list(known.cards) == list(recipes):
         cards = known.cards

@@ -94,6 +94,13 @@ class Layout:
             runs = [Run(origin, 0, 0), *runs, Run(origin, top, top)]
         return interleave(recipe, runs, self.depths)
 
+    def told(self) -> str:
+        """What it is, in numbers."""
+        ends = self.ends.options
+        if ends == (LAYERS,):
+            return self.form.told()
+        return f"{self.form.told()}; embeddings, last norm and head from {' or '.join(ends)}"
+
     def _run(self, step: Step) -> Run:
         origin = None if step.origin == MERGE else step.origin
         scaled = step.factor != 1.0 and origin is not None

@@ -15,9 +15,10 @@ from evals.items import Role
 from evals.objective import item_scores, objective
 from evals.power import independent_items, items_to_show, multiple, smallest_gain
 from search.baselines import baselines, parents
-from search.bench import CheckedStudy
+from search.bench import CheckedStudy, deepest
 from search.errors import NothingFound, StudyError
 from search.forking import last_of
+from search.layouts import Layout
 from search.record import card_from_dict, readings_from_dict
 from search.space import Choice, Dimension, Real, Share, Whole, holes
 from search.storage import read_storage
@@ -136,13 +137,16 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
 
 def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:
     config, space = checked.config, checked.space
-    plan = checked.plan(space.decode(space.starts()[0]))
+    plan = deepest(checked)
     word, reason = checked.sampler
     yield "study", f"{config.name}, in {checked.storage}"
     for alias, parent in checked.checkpoints.items():
         layers = f"{parent.layout.depth} layers, {size(parent.bytes)}"
         yield "model", f"{alias}: {config.models[alias]} ({layers})"
     yield "methods", ", ".join(space.methods)
+    for node in holes(space.template):
+        if isinstance(node, Layout):
+            yield "layers", node.told()
     yield "sampler", f"{word} ({reason}); {config.search.trials} trials"
     dtype = str(checked.dtype).removeprefix("torch.")
     parents = sum(parent.bytes for parent in checked.checkpoints.values())
@@ -240,7 +244,7 @@ def _print_reach(console: Console, checked: CheckedStudy) -> None:
         table.add_row(share, f"{100 * found.mean:.1f}", alone, f"{found.needed:,}")
     console.print(table)
     console.print(_source(checked), highlight=False, markup=False)
-    count = len(baselines(checked.space, checked.checkpoints))
+    count = len(baselines(checked.space))
     console.print(
         f"For one comparison; compare makes {count}, and in the worst case Holm's correction "
         f"raises each gain {multiple(count) / multiple():.2f}-fold.",

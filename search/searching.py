@@ -363,9 +363,7 @@ def baseline_cards(
     """
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
     if not stored:
-        cards, norms, practice, figures = _score_baselines(
-            baselines(bench.study.space, bench.study.checkpoints), evaluators
-        )
+        cards, norms, practice, figures = _score_baselines(baselines(bench.study.space), evaluators)
         keep_practice(study, practice)
         study.set_user_attr("figures", figures)
         parents = [card for name, card in cards.items() if name != AVERAGE]

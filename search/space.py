@@ -314,7 +314,7 @@ def plain(node: Any) -> Any:
         case Branch(choice, nodes):
             return {choice.name: [plain(option) for option in nodes]}
         case Layout():
-            return {"layout": node.form.told(), "ends": list(node.ends.options)}
+            return {"layout": node.told()}
         case _:
             return node
 
