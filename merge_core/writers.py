@@ -66,7 +66,8 @@ def find_writers(parent: Checkpoint) -> Writers:
     _check_blocks(parent, layers, writing, where)
     _check_width(parent, writing, where)
     return Writers(
-        _filters(sorted(writing), parent, where), _filters(sorted(reading), parent, where)
+        _with_packed(_filters(sorted(writing), parent, where), writing, ".experts.down_proj"),
+        _with_packed(_filters(sorted(reading), parent, where), reading, ".experts.gate_up_proj"),
     )
 
 
@@ -206,6 +207,15 @@ def _filters(names: Sequence[str], parent: Checkpoint, where: str) -> tuple[str,
             )
         found.append(text)
     return tuple(sorted(found))
+
+
+def _with_packed(filters: tuple[str, ...], names: Iterable[str], packed: str) -> tuple[str, ...]:
+    """For mergekit 0.1.5, which merges experts as transformers 5 packs them, by that name.
+
+    Every conversion of transformers 5.23 that packs what experts write gives it this name.
+    """
+    experts = any("expert" in name or "moe" in name for name in names)
+    return (*filters, packed) if experts and not _matches(filters, packed) else filters
 
 
 def _parts(name: str, parent: Checkpoint) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Scales of layers folded into weights: proved on live models, and on what is exported."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -59,12 +60,16 @@ def test_the_proof_fails_when_a_tensor_is_missing_or_one_too_many(live: Live, fa
     parent, resident = live(family)
     found = powers(parent, find_writers(parent))
     *others, last = found
-    for name in (name for name, power in last.items() if power > 0):
+    # 24 tokens need not visit every expert.
+    names = [n for n in parent.layers[len(others)] if not re.search(r"experts\.[1-9]", n)]
+    for name in names:
         fewer = {other: power for other, power in last.items() if other != name}
-        assert refusal(resident, [*others, fewer]), name
-    ends_in_norms = any("norm" in name for name in last)  # which undo a factor of what is before
-    for name in set(parent.layers[len(others)]) - last.keys():
-        if not ends_in_norms and name.endswith(INNER):
+        if last.get(name, 0) > 0:
+            assert refusal(resident, [*others, fewer]), name
+    if any("norm" in name for name in last):
+        return  # what ends in a norm doesn't see a factor of what is before
+    for name in names:
+        if name not in last and name.endswith(INNER):
             assert refusal(resident, [*others, {**last, name: 1}]), name
 
 

@@ -68,6 +68,14 @@ def test_the_filters_match_exactly_the_tensors_that_write_and_read(tmp_path: Pat
         }
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_experts_are_matched_by_mergekits_name_too(tmp_path: Path, family: str):
+    """mergekit 0.1.5 merges them packed; without this it left them as they were."""
+    found = find_writers(open_checkpoint(write_family_model(tmp_path / "m", family), "a"))
+    assert matches(found.writing, "model.layers.0.mlp.experts.down_proj")
+    assert not matches(found.writing, "model.layers.0.mlp.experts.gate_up_proj")
+
+
 @pytest.mark.parametrize("family", ["gpt2", "olmo2"])
 def test_a_recipe_with_the_settings_scales_these_tensors_only(tmp_path: Path, family: str):
     parent = open_checkpoint(write_family_model(tmp_path / "m", family), "a")
@@ -117,6 +125,12 @@ def test_a_block_of_which_nothing_is_known_to_write_is_refused():
     layer = {k.replace("down_proj", "downward"): shape for k, shape in LAYER.items()}
     with pytest.raises(RecipeError, match=r"scales of 'a': 'model.layers.0.mlp.*is of a block of"):
         find_writers(model(layer))
+
+
+def test_a_family_whose_words_arent_known_is_refused(tmp_path: Path):
+    parent = open_checkpoint(write_family_model(tmp_path / "m", "rwkv"), "a")
+    with pytest.raises(RecipeError, match="no tensor is known to write to the residual stream"):
+        find_writers(parent)
 
 
 def test_a_mixer_of_another_name_has_to_write_too():
