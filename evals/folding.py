@@ -45,8 +45,10 @@ def refusal(resident: Resident, powers: Sequence[Mapping[str, int]], seed: int =
     layers = find_layers(resident.model)
     if len(layers) != len(powers):
         return f"the live model shows {len(layers)} layers, not {len(powers)}"
-    if lost := next((n for names in powers for n in names if n not in resident.slots), None):
-        return f"tensor '{lost}' has no slot of its own in the live model"
+    for number, (layer, names) in enumerate(zip(layers, powers, strict=True)):
+        own = list(layer.parameters())
+        if lost := next((name for name in names if not _is_in(resident, name, own)), None):
+            return f"tensor '{lost}' is no weight of the live model's layer {number}"
     with torch.no_grad(), _fine_norms(resident.model):
         return _compare(resident, powers, seed)
 
@@ -213,6 +215,11 @@ def _multiplied(
         at = (part.data_ptr() - parameter.data_ptr()) // part.element_size()
         wide.as_strided(part.shape, part.stride(), wide.storage_offset() + at).mul_(factor)
     return wide
+
+
+def _is_in(resident: Resident, name: str, parameters: Sequence[nn.Parameter]) -> bool:
+    slot = resident.slots.get(name)
+    return slot is not None and any(_within(slot, parameter) for parameter in parameters)
 
 
 def _within(part: torch.Tensor, parameter: torch.Tensor) -> bool:

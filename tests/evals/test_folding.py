@@ -145,9 +145,10 @@ def test_layers_and_slots_must_be_the_live_models(live: Live):
     parent, resident = live("llama")
     found = powers(parent, find_writers(parent))
     assert refusal(resident, found[1:]) == "the live model shows 3 layers, not 2"
-    assert refusal(resident, [*found[1:], {"x": 1}]) == (
-        "tensor 'x' has no slot of its own in the live model"
-    )
+    told = "tensor '{}' is no weight of the live model's layer {}"
+    assert refusal(resident, [*found[:-1], {"x": 1}]) == told.format("x", 2)
+    name = next(iter(found[1]))
+    assert refusal(resident, [found[1], *found[1:]]) == told.format(name, 0)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "olmo"])  # its eps is in its code
