@@ -20,7 +20,8 @@ from evals.resident import Resident
 
 TOLERANCE = 1e-4  # of the logits' spread
 # Sizes of the stream, none of them 1, so that each layer is tried. Powers of two multiply without
-# rounding: 30 layers of SmolLM2 differ by 0, and by 4e-5 of the spread with scales of 0.7 to 1.4.
+# rounding: 30 layers of SmolLM2 differ by 0. With scales of 0.7 to 1.4 they differ by 4e-5 of the
+# spread in float32 and by 1.8 in bfloat16, which would hide any fault.
 _SIZES = (0.5, 2.0)
 _TOKENS = (2, 12)
 _FINER = 1e-6
@@ -31,10 +32,9 @@ def refusal(resident: Resident, powers: Sequence[Mapping[str, int]], seed: int =
 
     Norms add a small number to a variance, so folding is exact up to that number only. It is made
     a million times smaller meanwhile, or the proof would have to allow for it and be blind to small
-    faults. All arithmetic is float32, whatever the live dtype: where a kernel's last bit follows
-    addresses, bfloat16 would move the logits by a hundredth of their spread. One layer at a time
-    is widened, so it takes little memory. Weights are as they were when it returns; none is
-    written to.
+    faults. All arithmetic is float32, whatever the live dtype: a kernel whose last bit follows
+    addresses would move bfloat16's logits visibly. One layer at a time is widened, so it takes
+    little memory. Weights are as they were when it returns; none is written to.
 
     Args:
         resident: The live model with a parent's weights, of any dtype.
