@@ -48,8 +48,10 @@ def recipe_yaml(checked: CheckedStudy, recipe: Recipe) -> str:
     depths = {named[alias]: depth for alias, depth in checked.space.depths.items()}
     texts = documents(checked.exact(recipe).renamed(named), depths)
     seed = checked.config.search.seed
-    program = "mergekit-yaml" if len(texts) == 1 else "mergekit-multi"
-    note = f"# Merged again by: outcross merge recipe.yaml out/, or {program} recipe.yaml out/\n"
+    theirs = "mergekit-yaml recipe.yaml out/"
+    if len(texts) > 1:
+        theirs = "mergekit-multi recipe.yaml --out-path out/ -I stages/"
+    note = f"# Merged again by: outcross merge recipe.yaml out/\n# or by: {theirs}\n"
     if any(method.startswith("dare") for method in recipe.methods):
         note += (
             f"# The random masks are those of --seed {seed}; mergekit draws its own, so what it\n"
