@@ -33,7 +33,7 @@ from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
 from search.new import NewOptions, NewStudy, new_study, summary
-from search.outlook import print_outlook
+from search.outlook import announcement, print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
 from search.record import ended
@@ -319,17 +319,7 @@ def drop_results(folder: Path) -> None:
 
 
 def _announce(checked: CheckedStudy, console: Console) -> None:
-    word, reason = checked.sampler
-    space = checked.space
-    items = checked.config.items
-    console.print(
-        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
-        f"{', '.join(space.methods)}; sampler {word} ({reason}); "
-        f"{len(checked.tasks)} benchmarks with {items.search} search items each; "
-        f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(announcement(checked), highlight=False, markup=False, soft_wrap=True)
     notes = [note for task in checked.tasks for note in task.notes]
     for warning in (*checked.warnings, *notes):
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.table import Table
 from evals.items import Role
 from evals.objective import item_scores, objective
 from evals.power import independent_items, items_to_show, multiple, smallest_gain
+from evals.tasks import OpenTask
 from search.baselines import baselines, parents
 from search.bench import CheckedStudy
 from search.errors import NothingFound, StudyError
@@ -132,6 +133,26 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
     _print_dimensions(console, checked)
     _print_items(console, checked)
     _print_reach(console, checked)
+
+
+def announcement(checked: CheckedStudy) -> str:
+    """What a search is about to do, in one line."""
+    space, (word, reason) = checked.space, checked.sampler
+    return (
+        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
+        f"{', '.join(space.methods)}; sampler {word} ({reason}); {_items_text(checked.tasks)}; "
+        f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}"
+    )
+
+
+def _items_text(tasks: Sequence[OpenTask]) -> str:
+    """How many search items there are: of rests and whole clusters each benchmark has its own."""
+    counts = [len(task.split.roles[Role.SEARCH]) for task in tasks]
+    low, high = min(counts), max(counts)
+    if len(counts) == 1:
+        return f"1 benchmark with {low:,} search items"
+    each = f"{low:,} search items each" if low == high else f"{low:,} to {high:,} search items each"
+    return f"{len(counts)} benchmarks with {each}"
 
 
 def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:

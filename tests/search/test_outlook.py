@@ -13,7 +13,7 @@ from evals.items import Role
 from evals.power import smallest_gain
 from search.bench import check_study
 from search.errors import ProtocolError
-from search.outlook import discordance, print_outlook, reach
+from search.outlook import announcement, discordance, print_outlook, reach
 
 
 def test_reach_is_the_power_of_the_holdout(tmp_path: Path):
@@ -59,6 +59,30 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     ):
         assert text in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("tasks", "search", "expected"),
+    [
+        (["tiny_choice"], 16, "1 benchmark with 16 search items;"),
+        (["tiny_choice"], "rest", "1 benchmark with 36 search items;"),
+        (["tiny_choice", "tiny_text"], 16, "2 benchmarks with 16 search items each;"),
+        (["tiny_choice", "few"], "rest", "2 benchmarks with 16 to 36 search items each;"),
+    ],
+)
+def test_search_items_are_announced_as_they_were_dealt(
+    tmp_path: Path, tasks: list[str], search: int | str, expected: str
+):
+    items = {"search": search, "select": 8, "holdout": 16}
+    objectives = [{"task": name} for name in tasks]
+    path = write_study(tmp_path, study_dict(objectives=objectives, items=items))
+    rows = [json.loads(line) for line in (tmp_path / "data" / "test.jsonl").open()]
+    others = (row | {"query": f"not {row['query']}"} for row in rows[:40])  # no likeness repeats
+    (tmp_path / "data" / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    task = yaml.safe_load((tmp_path / "tasks" / "tiny_choice.yaml").read_text())
+    few = {"task": "few", "dataset_kwargs": {"data_files": {"test": "../data/few.jsonl"}}}
+    (tmp_path / "tasks" / "few.yaml").write_text(yaml.safe_dump(task | few))
+    assert expected in announcement(check_study(path))
 
 
 def test_a_margin_may_be_given_later_but_clusters_may_not(tmp_path: Path):
