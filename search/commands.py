@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
 from search.finals import WINNER, Claim, Finalist, chosen, claim, select_winner, stored_claim
+from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
@@ -84,6 +85,8 @@ def run_study(
     # With workers the model of this process only says what the prompts are.
     device = checked.device if workers is None else torch.device("cpu")
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
+    if idle := idle_warning(checked, workers, len(bench.harness.shares)):
+        _warn(console, [idle])
     trials = options.trials or checked.config.search.trials
     with open_study(checked) as stored:
         study = keep_protocol(stored, bench, fork=options.fork)
@@ -321,7 +324,11 @@ def drop_results(folder: Path) -> None:
 def _announce(checked: CheckedStudy, console: Console) -> None:
     console.print(announcement(checked), highlight=False, markup=False, soft_wrap=True)
     notes = [note for task in checked.tasks for note in task.notes]
-    for warning in (*checked.warnings, *notes):
+    _warn(console, (*checked.warnings, *notes))
+
+
+def _warn(console: Console, warnings: Iterable[str]) -> None:
+    for warning in warnings:
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 

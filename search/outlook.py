@@ -19,6 +19,7 @@ from search.baselines import baselines, parents
 from search.bench import CheckedStudy
 from search.errors import NothingFound, StudyError
 from search.forking import last_of
+from search.idle import idle_warning
 from search.record import card_from_dict, readings_from_dict
 from search.space import Choice, Dimension, Real, Share, Whole, holes
 from search.storage import read_storage
@@ -128,7 +129,8 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
     """Everything that is known of a study before its first trial."""
     for label, text in _facts(checked):
         console.print(f"{label:<12}{text}", highlight=False, markup=False, soft_wrap=True)
-    for warning in checked.warnings:
+    idle = idle_warning(checked, checked.config.ray)
+    for warning in (*checked.warnings, *([idle] if idle else ())):
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     _print_dimensions(console, checked)
     _print_items(console, checked)
