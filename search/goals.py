@@ -54,10 +54,9 @@ class Aim:
     @property
     def sign(self) -> float:
         """1 if a higher figure is better, else -1."""
-        if self.benchmark is not None:
-            return 1.0 if self.benchmark.higher_is_better else -1.0
-        minimized = self.config.kind == "model" or self.config.direction == "minimize"
-        return -1.0 if minimized else 1.0
+        known = self.benchmark
+        rises = self.config.rises if known is None else known.higher_is_better
+        return 1.0 if rises else -1.0
 
     @property
     def slack(self) -> float | None:

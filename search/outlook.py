@@ -17,6 +17,7 @@ from evals.power import independent_items, items_to_show, multiple, smallest_gai
 from evals.tasks import OpenTask
 from search.baselines import baselines, parents
 from search.bench import CheckedStudy
+from search.config import ObjectiveConfig
 from search.errors import NothingFound, StudyError
 from search.forking import last_of
 from search.idle import idle_warning
@@ -134,6 +135,7 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     _print_dimensions(console, checked)
     _print_items(console, checked)
+    _print_without_items(console, checked)
     _print_reach(console, checked)
 
 
@@ -236,8 +238,11 @@ def _print_items(console: Console, checked: CheckedStudy) -> None:
         table.add_column(name)
     for name in ("weight", *Role, "not used", "holdout clusters"):
         table.add_column(str(name), justify="right")
-    clusters = checked.clusters(Role.HOLDOUT)
-    for task, cluster in zip(checked.tasks, clusters, strict=True):
+    objectives, clusters = checked.config.benchmarks, checked.clusters(Role.HOLDOUT)
+    limited = any(one.limit is not None for one in objectives)
+    if limited:
+        table.add_column("limit")
+    for one, task, cluster in zip(objectives, checked.tasks, clusters, strict=True):
         counts = [len(task.split.roles[role]) for role in Role]
         table.add_row(
             escape(task.name),
@@ -246,8 +251,44 @@ def _print_items(console: Console, checked: CheckedStudy) -> None:
             *(f"{count:,}" for count in counts),
             f"{len(task.places) - sum(counts):,}",
             "-" if cluster is None else f"{len(np.unique(cluster)):,}",
+            *((_limit(one, rises=task.higher_is_better),) if limited else ()),
         )
     console.print(table)
+
+
+def _print_without_items(console: Console, checked: CheckedStudy) -> None:
+    """What a model is and what a user's function says of it."""
+    found = [one for one in checked.config.objectives if not one.has_items]
+    if not found:
+        return
+    table = _table("Objectives without items")
+    for name in ("objective", "better", "counts", "limit"):
+        table.add_column(name)
+    for one in found:
+        better = "higher" if one.rises else "lower"
+        cells = (one.name, better, _counts(checked, one), _limit(one, rises=one.rises))
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def _counts(checked: CheckedStudy, one: ObjectiveConfig) -> str:
+    """What an objective without items is to the search."""
+    if not one.maximized:
+        return "as a limit"
+    parts = ["a value of the front"] if checked.config.search.goal == "pareto" else []
+    parts += [f"weight {one.weight:g} in the mean"] if one.kind == "function" else []
+    return ", ".join(parts)
+
+
+def _limit(one: ObjectiveConfig, *, rises: bool) -> str:
+    """What a candidate has to keep to."""
+    limit = one.limit
+    if limit is None:
+        return "-"
+    if not isinstance(limit, dict):
+        return f"{'at least' if rises else 'at most'} {limit:,.12g}"
+    slack = limit["parents"]
+    return f"{f'at most {slack:g}' if slack else 'no'} worse than the best parent"
 
 
 def _print_reach(console: Console, checked: CheckedStudy) -> None:

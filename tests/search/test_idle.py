@@ -50,7 +50,7 @@ def test_who_has_a_candidate_for_every_worker_is_told_nothing(study: CheckedStud
         (
             5,
             4,
-            "the items of 1 of 4 candidates are split over two of them, which ends no batch sooner;",
+            "the items of 1 of 4 candidates are split over two of them, which ends no batch",
         ),
         (8, 4, "the items of 4 of 4 candidates are split over two of them; search: {batch: 8}"),
         (11, 4, "the items of 4 of 4 candidates are split over two of them, and 3 of them idle;"),

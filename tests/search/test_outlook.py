@@ -3,6 +3,7 @@
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -59,6 +60,39 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     ):
         assert text in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def rows_of(folder: Path, objectives: list[dict[str, Any]], goal: str) -> dict[str, str]:
+    """The lines of an outlook by their first word, with single blanks."""
+    search = {"goal": goal, "trials": 2}
+    path = write_study(folder, study_dict(objectives=objectives, search=search))
+    (folder / "scorer.py").write_text("def tone(model, tokenizer): return 1\nrude = tone\n")
+    out = Console(file=StringIO(), width=160)
+    print_outlook(out, check_study(path))
+    lines = (line.split() for line in out.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    return {words[0]: " ".join(words) for words in lines if words}
+
+
+def test_objectives_without_items_are_told_with_their_limits(tmp_path: Path):
+    objectives = [
+        {"task": "tiny_choice", "floor": {"parents": 0.02}},
+        {"task": "tiny_text", "floor": 9.5},
+        {"function": "./scorer.py:tone", "weight": 0.2, "floor": "parents"},
+        {"function": "./scorer.py:rude", "direction": "minimize", "floor": 0.5},
+        {"model": "parameters", "at_most": 1_500_000_000},
+    ]
+    rows = rows_of(tmp_path, objectives, "mean")
+    assert rows["tiny_choice"].endswith("- at most 0.02 worse than the best parent")
+    assert rows["tiny_text"].endswith("- at most 9.5")
+    assert rows["tone"] == "tone higher weight 0.2 in the mean no worse than the best parent"
+    assert rows["rude"] == "rude lower weight 1 in the mean at most 0.5"
+    assert rows["parameters"] == "parameters lower as a limit at most 1,500,000,000"
+    rows = rows_of(tmp_path, [*objectives[:3], {"model": "depth"}], "pareto")
+    assert rows["tone"].startswith("tone higher a value of the front, weight 0.2 in the mean no")
+    assert rows["depth"] == "depth lower a value of the front -"
+    rows = rows_of(tmp_path, [{"task": "tiny_choice"}], "mean")
+    assert "objective" not in rows
+    assert "limit" not in rows["task"]
 
 
 @pytest.mark.parametrize(
