@@ -141,14 +141,14 @@ class Goals:
 
     def mean(self, result: Result) -> float:
         """The weighted mean of benchmarks and functions; a model's properties aren't in it."""
-        readings = [aim.reading for aim in self.aims if aim.reading is not None]
-        found = objective(result.cards, readings, signal=True)
-        others = self.functions
-        if not others:
-            return found
-        values = [found, *(aim.value(result) for aim in others)]
-        weights = [sum(one.weight for one in readings), *(aim.config.weight for aim in others)]
-        return float(np.average(values, weights=weights))
+        others = [aim for aim in self.functions if aim.config.weight]
+        values = [aim.value(result) for aim in others]
+        weights = [aim.config.weight for aim in others]
+        known = (aim.reading for aim in self.aims)
+        if readings := [one for one in known if one is not None and one.weight]:
+            values.insert(0, objective(result.cards, readings, signal=True))
+            weights.insert(0, sum(one.weight for one in readings))
+        return values[0] if len(values) == 1 else float(np.average(values, weights=weights))
 
     def values(self, result: Result) -> tuple[float, ...]:
         """What Optuna is told, all to be maximised."""

@@ -23,7 +23,15 @@ from search.commands import compare_study, export_study, run_study
 from search.config import ObjectiveConfig
 from search.errors import NothingFound, ProtocolError, StudyError
 from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
-from search.record import baseline_results, by_fingerprint, card_from_dict, load, rank_of
+from search.record import (
+    baseline_results,
+    by_fingerprint,
+    card_from_dict,
+    finished,
+    load,
+    rank_of,
+    recompute,
+)
 from search.study import open_study
 
 
@@ -237,6 +245,24 @@ def test_every_objective_is_a_value_and_the_mean_is_kept(pareto: Path):
         assert record.value == pytest.approx((choice + 0.5 * text + spread_) / 2.5)
         assert record.missed["parameters"] < 0
         assert record.figures["parameters"] > 1000
+
+
+def test_a_front_comes_again_from_what_is_stored(pareto: Path):
+    study = opened(pareto)
+    trials = {trial.number: load(trial) for trial in finished(study)}
+    again = recompute(study)
+    assert list(again) == list(trials)
+    for number, record in trials.items():
+        assert again[number].values == pytest.approx(record.values)
+        assert again[number].value == pytest.approx(record.value)
+    alone = recompute(study, {"spread": 1.0, "tiny_choice": 1.0}, signal=False)
+    for number, record in trials.items():
+        assert record.scorecard is not None
+        spread_ = -record.figures["spread"]
+        accuracy = figure(record.scorecard, 0)
+        assert alone[number].value == pytest.approx((accuracy + spread_) / 2)
+        assert alone[number].values == pytest.approx((accuracy, *(record.values or ())[1:]))
+        assert alone[number].missed == record.missed
 
 
 def test_finalists_are_the_front_and_its_best_mean_wins(pareto: Path):
