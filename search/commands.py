@@ -28,7 +28,16 @@ from search.config import RayConfig
 from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
-from search.finals import WINNER, Claim, Finalist, chosen, claim, select_winner, stored_claim
+from search.finals import (
+    WINNER,
+    Claim,
+    Finalist,
+    chosen,
+    claim,
+    front_of,
+    select_winner,
+    stored_claim,
+)
 from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
@@ -233,8 +242,8 @@ def export_study(path: Path, folder: Path, console: Console, trial: int | None =
     _require_storage(checked)
     with open_study(checked) as study:
         best = chosen(study, trial)
-        found = stored_claim(study, best.number)
-    export_winner(checked, best.recipe, found, folder)
+        found, members = stored_claim(study, best.number), front_of(study)
+    export_winner(checked, best, found, folder, members)
     console.print(f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False)
 
 
