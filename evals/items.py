@@ -243,7 +243,8 @@ def _apart(document: Document, taken: Mapping[str, Role]) -> bool:
 
 
 def _too_few(task: str, free: Sequence[Document], counts: Counts, dealt: Split) -> str:
-    wanted = f"search {counts.search}, select {counts.select}, holdout {counts.holdout}"
+    search = "rest" if counts.search is None else counts.search
+    wanted = f"search {search}, select {counts.select}, holdout {counts.holdout}"
     causes = {
         "repeat others": dealt.duplicates,
         "are few-shot examples": dealt.examples,

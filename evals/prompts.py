@@ -63,7 +63,10 @@ def _template(lm: Any, settings: Settings) -> Callable[..., str] | None:
         return None
     known = lm.tokenizer.chat_template
     if known is None:
-        raise EvaluationError("apply_chat_template: the tokenizer has no chat template")
+        raise EvaluationError(
+            "apply_chat_template: the tokenizer has no chat template to apply; set it to false, or "
+            "give the model a template (a study's recipe: chat_template)"
+        )
     if isinstance(name, str):
         if not isinstance(known, dict) or name not in known:
             have = ", ".join(known) if isinstance(known, dict) else "one, without a name"

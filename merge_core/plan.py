@@ -16,7 +16,7 @@ from merge_core.blueprint import Blueprint, draw_blueprint
 from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
-from merge_core.recipe import Module, Parameters, Recipe, Slice, nearest
+from merge_core.recipe import Module, Parameters, Recipe, Setting, Slice, nearest
 from merge_core.registry import find_method
 from merge_core.slices import merge_inputs, method_of
 from merge_core.values import Params, Values, read_values
@@ -147,12 +147,18 @@ def _bare(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
     )
 
 
+# What mergekit-evolve writes into the best_config.yaml of every method, also where it says nothing.
+_EVOLVED = (("int8_mask", (Setting(None, True),)), ("normalize", (Setting(None, False),)))
+
+
 def _check_parameter_names(recipe: Recipe) -> None:
     """Every parameter is one of the method that its slice has, or of any where all slices share."""
     for where, parameters, words, in_source in _scopes(recipe):
         methods = [find_method(word) for word in words]
-        for name, _ in parameters:
+        for name, settings in parameters:
             found = [parameter for m in methods if (parameter := m.parameter(name))]
+            if not found and where == "parameters" and (name, settings) in _EVOLVED:
+                continue
             if not found:
                 known = dict.fromkeys(p.name for method in methods for p in method.parameters)
                 raise RecipeError(

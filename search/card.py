@@ -1,17 +1,30 @@
 """The exported model's card: what it is made of and what was measured."""
 
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
 import yaml
 
-from merge_core.recipe import Recipe, to_dict
+from evals.floors import Room
+from merge_core.recipe import to_dict
 from merge_core.registry import find_method
 from search.bench import CheckedStudy
 from search.finals import WINNER, Claim
+from search.record import Record
 
 
-def model_card(checked: CheckedStudy, recipe: Recipe, claim: Claim | None) -> str:
-    """A model card in Markdown with the metadata that model hubs read."""
+def model_card(
+    checked: CheckedStudy, best: Record, claim: Claim | None, front: Sequence[int] = ()
+) -> str:
+    """A model card in Markdown with the metadata that model hubs read.
+
+    Args:
+        checked: The study.
+        best: The trial whose model it is.
+        claim: What the comparison found, if it was made.
+        front: Numbers of the Pareto front's trials, the winner first, where that was the goal.
+    """
+    recipe = best.recipe
     method = find_method(recipe.method)
     head = yaml.safe_dump(
         {
@@ -25,9 +38,55 @@ def model_card(checked: CheckedStudy, recipe: Recipe, claim: Claim | None) -> st
     return (
         f"---\n{head}---\n\n# {checked.config.name}\n\n"
         f"A merge of {', '.join(recipe.models)} by [{method.title}]({method.reference}), found by "
-        f"outcross {version('outcross')}.\n\n{_measured(claim)}\n"
+        f"outcross {version('outcross')}.{_choice(checked, best, front)}\n\n"
+        f"{_measured(claim)}\n{_limits(best, claim)}{_figures(best, claim)}"
         f"## Recipe\n\n```yaml\n{body}```\n"
     )
+
+
+def _choice(checked: CheckedStudy, best: Record, front: Sequence[int]) -> str:
+    """Which member of a front it is."""
+    if not front:
+        return ""
+    names = ", ".join(one.name for one in checked.config.objectives if one.maximized)
+    size = f"a Pareto front of {len(front)} over {names}"
+    if best.number == front[0]:
+        return f" Of {size}, it is the member with the best weighted mean."
+    if best.number in front:
+        return f" It is a member of {size}, chosen by hand."
+    return f" It was chosen by hand, and is no member of {size}."
+
+
+def _limits(best: Record, claim: Claim | None) -> str:
+    """Which limits it keeps to: on the holdout, or on the search items if no more is known."""
+    if claim is not None and claim.rooms:
+        return _section("Limits", map(_room_line, claim.rooms))
+    found = (f"{name}: {'missed' if short > 0 else 'kept'}" for name, short in best.missed.items())
+    return _section("Limits, on the items of the search alone", found)
+
+
+def _room_line(room: Room) -> str:
+    limit = f"{room.limit:.6g}" + (f" (of {room.against})" if room.against else "")
+    told = f"{room.objective}: {room.verdict}; it has {room.figure:.6g}, the limit is {limit}"
+    if room.low is None:
+        return told
+    return f"{told}, room {room.room:+.4g}, 95% interval [{room.low:+.4g}, {room.high:+.4g}]"
+
+
+def _figures(best: Record, claim: Claim | None) -> str:
+    """Figures without items; of its references too, where they are known."""
+    known = {name: {WINNER: figure} for name, figure in best.figures.items()}
+    found = claim.figures if claim is not None and claim.figures else known
+    lines = (
+        f"{name}: " + ", ".join(f"{model} {figure:.6g}" for model, figure in models.items())
+        for name, models in found.items()
+    )
+    return _section("Figures without items", lines)
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    told = "".join(f"- {line}\n" for line in lines)
+    return f"## {title}\n\n{told}\n" if told else ""
 
 
 def _measured(claim: Claim | None) -> str:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +28,22 @@ from search.config import RayConfig
 from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
-from search.finals import WINNER, Claim, Finalist, chosen, claim, select_winner, stored_claim
+from search.finals import (
+    WINNER,
+    Claim,
+    Finalist,
+    chosen,
+    claim,
+    front_of,
+    select_winner,
+    stored_claim,
+)
+from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import MergeOptions, merge_file, plan_file
 from search.new import NewOptions, NewStudy, new_study, summary
-from search.outlook import print_outlook
+from search.outlook import announcement, print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
 from search.record import ended
@@ -84,6 +94,8 @@ def run_study(
     # With workers the model of this process only says what the prompts are.
     device = checked.device if workers is None else torch.device("cpu")
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
+    if idle := idle_warning(checked, workers, len(bench.harness.shares)):
+        _warn(console, [idle])
     trials = options.trials or checked.config.search.trials
     with open_study(checked) as stored:
         study = keep_protocol(stored, bench, fork=options.fork)
@@ -230,8 +242,8 @@ def export_study(path: Path, folder: Path, console: Console, trial: int | None =
     _require_storage(checked)
     with open_study(checked) as study:
         best = chosen(study, trial)
-        found = stored_claim(study, best.number)
-    export_winner(checked, best.recipe, found, folder)
+        found, members = stored_claim(study, best.number), front_of(study)
+    export_winner(checked, best, found, folder, members)
     console.print(f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False)
 
 
@@ -319,19 +331,13 @@ def drop_results(folder: Path) -> None:
 
 
 def _announce(checked: CheckedStudy, console: Console) -> None:
-    word, reason = checked.sampler
-    space = checked.space
-    items = checked.config.items
-    console.print(
-        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
-        f"{', '.join(space.methods)}; sampler {word} ({reason}); "
-        f"{len(checked.tasks)} benchmarks with {items.search} search items each; "
-        f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(announcement(checked), highlight=False, markup=False, soft_wrap=True)
     notes = [note for task in checked.tasks for note in task.notes]
-    for warning in (*checked.warnings, *notes):
+    _warn(console, (*checked.warnings, *notes))
+
+
+def _warn(console: Console, warnings: Iterable[str]) -> None:
+    for warning in warnings:
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -188,6 +188,11 @@ class ObjectiveConfig(_Section):
         return self.kind in ("task", "text")
 
     @property
+    def rises(self) -> bool:
+        """Whether a higher figure is better, of an objective that has no metric to say so."""
+        return self.kind != "model" and self.direction != "minimize"
+
+    @property
     def limit(self) -> float | dict[str, float] | None:
         """What it must keep to, if anything: a number of its own, or `parents` and by how much."""
         return self.floor if self.at_most is None else self.at_most

@@ -232,6 +232,13 @@ def winner(study: optuna.Study) -> Record:
     return load(study.get_trials(deepcopy=False)[int(number)])
 
 
+def front_of(study: optuna.Study) -> tuple[int, ...]:
+    """Trials of the finalists' Pareto front, the winner first; empty where no front was wanted."""
+    members = [int(number) for number, _ in study.user_attrs.get("front", ())]
+    best = study.user_attrs.get("winner")
+    return tuple(sorted(members, key=lambda number: number != best))
+
+
 def chosen(study: optuna.Study, trial: int | None) -> Record:
     """The winner, or the finalist of another number: any member of a front can be wanted.
 

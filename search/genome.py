@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from merge_core.chat_templates import template_of
+from merge_core.companions import companions
 from merge_core.errors import RecipeError
 from merge_core.keys import nearest, read_model
 from search.models import open_models
@@ -91,6 +93,7 @@ class _Reader:
         study["items"] = self._items() | study.get("items", {})
         study["evaluation"] = self._evaluation() | study.get("evaluation", {})
         if not self.mistakes:
+            self._check_template(study["evaluation"].get("apply_chat_template"), models)
             study["recipe"] = self._recipe(known, models)
         self._tell_differences(known)
         return study
@@ -273,6 +276,16 @@ class _Reader:
             "apply_chat_template": self.data.get("apply_chat_template", True),
             "fewshot_as_multiturn": self.data.get("fewshot_as_multiturn", True),
         }
+
+    def _check_template(self, wanted: Any, models: Mapping[str, str]) -> None:
+        """Refuse a template that no model has: the default of the file, which few write down."""
+        names = {alias: name for name, alias in models.items()}
+        opened = open_models(names, self.path.resolve().parent, []) if wanted is True else {}
+        if opened and not any(template_of(companions(one)) for one in opened.values()):
+            self.mistakes.append(
+                "apply_chat_template: is true, mergekit-evolve's default, and none of "
+                f"{', '.join(opened)} has a chat template; write apply_chat_template: false"
+            )
 
     def _tell_differences(self, genome: Mapping[str, Any]) -> None:
         method = genome.get("merge_method")

@@ -54,10 +54,9 @@ class Aim:
     @property
     def sign(self) -> float:
         """1 if a higher figure is better, else -1."""
-        if self.benchmark is not None:
-            return 1.0 if self.benchmark.higher_is_better else -1.0
-        minimized = self.config.kind == "model" or self.config.direction == "minimize"
-        return -1.0 if minimized else 1.0
+        known = self.benchmark
+        rises = self.config.rises if known is None else known.higher_is_better
+        return 1.0 if rises else -1.0
 
     @property
     def slack(self) -> float | None:
@@ -142,14 +141,14 @@ class Goals:
 
     def mean(self, result: Result) -> float:
         """The weighted mean of benchmarks and functions; a model's properties aren't in it."""
-        readings = [aim.reading for aim in self.aims if aim.reading is not None]
-        found = objective(result.cards, readings, signal=True)
-        others = self.functions
-        if not others:
-            return found
-        values = [found, *(aim.value(result) for aim in others)]
-        weights = [sum(one.weight for one in readings), *(aim.config.weight for aim in others)]
-        return float(np.average(values, weights=weights))
+        others = [aim for aim in self.functions if aim.config.weight]
+        values = [aim.value(result) for aim in others]
+        weights = [aim.config.weight for aim in others]
+        known = (aim.reading for aim in self.aims)
+        if readings := [one for one in known if one is not None and one.weight]:
+            values.insert(0, objective(result.cards, readings, signal=True))
+            weights.insert(0, sum(one.weight for one in readings))
+        return values[0] if len(values) == 1 else float(np.average(values, weights=weights))
 
     def values(self, result: Result) -> tuple[float, ...]:
         """What Optuna is told, all to be maximised."""

@@ -14,10 +14,13 @@ from rich.table import Table
 from evals.items import Role
 from evals.objective import item_scores, objective
 from evals.power import independent_items, items_to_show, multiple, smallest_gain
+from evals.tasks import OpenTask
 from search.baselines import baselines, parents
 from search.bench import CheckedStudy, deepest
+from search.config import ObjectiveConfig
 from search.errors import NothingFound, StudyError
 from search.forking import last_of
+from search.idle import idle_warning
 from search.layouts import Layout
 from search.record import card_from_dict, readings_from_dict
 from search.space import Choice, Dimension, Real, Share, Whole, holes
@@ -128,11 +131,33 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
     """Everything that is known of a study before its first trial."""
     for label, text in _facts(checked):
         console.print(f"{label:<12}{text}", highlight=False, markup=False, soft_wrap=True)
-    for warning in checked.warnings:
+    idle = idle_warning(checked, checked.config.ray)
+    for warning in (*checked.warnings, *([idle] if idle else ())):
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     _print_dimensions(console, checked)
     _print_items(console, checked)
+    _print_without_items(console, checked)
     _print_reach(console, checked)
+
+
+def announcement(checked: CheckedStudy) -> str:
+    """What a search is about to do, in one line."""
+    space, (word, reason) = checked.space, checked.sampler
+    return (
+        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
+        f"{', '.join(space.methods)}; sampler {word} ({reason}); {_items_text(checked.tasks)}; "
+        f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}"
+    )
+
+
+def _items_text(tasks: Sequence[OpenTask]) -> str:
+    """How many search items there are: of rests and whole clusters each benchmark has its own."""
+    counts = [len(task.split.roles[Role.SEARCH]) for task in tasks]
+    low, high = min(counts), max(counts)
+    if len(counts) == 1:
+        return f"1 benchmark with {low:,} search items"
+    each = f"{low:,} search items each" if low == high else f"{low:,} to {high:,} search items each"
+    return f"{len(counts)} benchmarks with {each}"
 
 
 def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:
@@ -217,8 +242,11 @@ def _print_items(console: Console, checked: CheckedStudy) -> None:
         table.add_column(name)
     for name in ("weight", *Role, "not used", "holdout clusters"):
         table.add_column(str(name), justify="right")
-    clusters = checked.clusters(Role.HOLDOUT)
-    for task, cluster in zip(checked.tasks, clusters, strict=True):
+    objectives, clusters = checked.config.benchmarks, checked.clusters(Role.HOLDOUT)
+    limited = any(one.limit is not None for one in objectives)
+    if limited:
+        table.add_column("limit")
+    for one, task, cluster in zip(objectives, checked.tasks, clusters, strict=True):
         counts = [len(task.split.roles[role]) for role in Role]
         table.add_row(
             escape(task.name),
@@ -227,8 +255,44 @@ def _print_items(console: Console, checked: CheckedStudy) -> None:
             *(f"{count:,}" for count in counts),
             f"{len(task.places) - sum(counts):,}",
             "-" if cluster is None else f"{len(np.unique(cluster)):,}",
+            *((_limit(one, rises=task.higher_is_better),) if limited else ()),
         )
     console.print(table)
+
+
+def _print_without_items(console: Console, checked: CheckedStudy) -> None:
+    """What a model is and what a user's function says of it."""
+    found = [one for one in checked.config.objectives if not one.has_items]
+    if not found:
+        return
+    table = _table("Objectives without items")
+    for name in ("objective", "better", "counts", "limit"):
+        table.add_column(name)
+    for one in found:
+        better = "higher" if one.rises else "lower"
+        cells = (one.name, better, _counts(checked, one), _limit(one, rises=one.rises))
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def _counts(checked: CheckedStudy, one: ObjectiveConfig) -> str:
+    """What an objective without items is to the search."""
+    if not one.maximized:
+        return "as a limit"
+    parts = ["a value of the front"] if checked.config.search.goal == "pareto" else []
+    parts += [f"weight {one.weight:g} in the mean"] if one.kind == "function" else []
+    return ", ".join(parts)
+
+
+def _limit(one: ObjectiveConfig, *, rises: bool) -> str:
+    """What a candidate has to keep to."""
+    limit = one.limit
+    if limit is None:
+        return "-"
+    if not isinstance(limit, dict):
+        return f"{'at least' if rises else 'at most'} {limit:,.12g}"
+    slack = limit["parents"]
+    return f"{f'at most {slack:g}' if slack else 'no'} worse than the best parent"
 
 
 def _print_reach(console: Console, checked: CheckedStudy) -> None:

@@ -11,12 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 from evals.answering import Practice
 from evals.compact import pack, unpack
 from evals.items import Role
-from evals.objective import Reading, objective
+from evals.objective import Reading
 from evals.scorecard import Score, Scorecard
 from merge_core.recipe import Recipe, from_dict, to_dict
+from search.config import ObjectiveConfig
 from search.genes import CONSTRAINTS
 from search.genes import violation as violation_of
-from search.goals import Result, violation
+from search.goals import Aim, Goals, Result, violation
 from search.known import fingerprint
 
 _LAST = "merge_seconds"  # is written after everything else
@@ -217,30 +218,61 @@ def recompute(
     metrics: Mapping[str, str] | None = None,
     items: Mapping[str, Sequence[int]] | None = None,
     signal: bool = True,
-) -> dict[int, float]:
-    """Every trial's objective as it would have been under another question; no model is loaded.
+) -> dict[int, Record]:
+    """Every trial as it would have been under another question; no model is loaded.
+
+    What has no items stays as it was measured, a user's function for one. So do limits, which are
+    about the study's own metrics over all search items: `Record.rank` still ranks who misses some
+    behind who keeps all.
 
     Args:
         study: One whose baselines are scored.
-        weights: What each benchmark counts; default the study's. One that isn't named counts 0.
+        weights: What each benchmark and function counts; default the study's. One that isn't named
+            counts 0.
         metrics: Other metrics (or signals) to judge by, as scorecards call them, by benchmark.
         items: Of each benchmark the positions of the items to judge by; default all.
         signal: Whether to judge by the search's signals where no other metric is given.
 
     Returns:
-        Objectives by trial number, of the trials that have scores.
+        Records by trial number, of the trials that were scored on all items, with their values
+        under the question.
 
     Raises:
-        KeyError: If a benchmark, a metric or the readings themselves aren't there.
+        KeyError: If an objective, a metric or the readings themselves aren't there.
     """
-    readings = [_asked(one, weights, metrics) for one in readings_from_dict(study)]
+    readings = [_asked(one, metrics, signal=signal) for one in readings_from_dict(study)]
     if items is not None:
         readings = [replace(one, members=_some(one, items)) for one in readings]
-    found: dict[int, float] = {}
+    whole, each = _goals(study, readings, weights), _goals(study, readings)
+    found: dict[int, Record] = {}
     for trial in finished(study):
-        card = card_from_dict(trial.user_attrs["scorecard"])
-        found[trial.number] = objective([_cut(card, items)], readings, signal=signal)
+        record = load(trial)
+        assert record.scorecard is not None
+        result = Result((_cut(record.scorecard, items),), record.figures)
+        values = each.values(result) if each.pareto else None
+        found[trial.number] = replace(record, value=whole.mean(result), values=values)
     return found
+
+
+def _goals(
+    study: Study, readings: Sequence[Reading], weights: Mapping[str, float] | None = None
+) -> Goals:
+    """What a study wants, as far as scores and stored figures tell, with these weights."""
+    stated: dict[str, Any] = study.user_attrs["protocol"]
+    known = {one.name: one for one in readings}
+    aims: list[Aim] = []
+    for entry in stated["objectives"]:
+        config = ObjectiveConfig.model_construct(**entry)
+        reading = known.get(config.name)
+        if weights is not None:
+            weight = weights.get(config.name, 0.0)
+            config = config.model_copy(update={"weight": weight})
+            reading = None if reading is None else replace(reading, weight=weight)
+        aims.append(Aim(config, reading=reading))
+    if missing := set(weights or ()) - {aim.name for aim in aims}:
+        names = ", ".join(aim.name for aim in aims)
+        raise KeyError(f"the study has no objective '{min(missing)}'; it has {names}")
+    return Goals(tuple(aims), stated.get("goal") == "pareto")
 
 
 def readings_to_dict(readings: Sequence[Reading]) -> list[dict[str, Any]]:
@@ -305,13 +337,10 @@ def stored_practice(study: Study) -> Practice | None:
     return Practice(data["sequences"], {k: (s, way) for k, (s, way) in data["gates"].items()})
 
 
-def _asked(
-    one: Reading, weights: Mapping[str, float] | None, metrics: Mapping[str, str] | None
-) -> Reading:
-    weight = one.weight if weights is None else weights.get(one.name, 0.0)
-    if metrics is None or one.name not in metrics:
-        return replace(one, weight=weight)
-    return replace(one, weight=weight, metric=metrics[one.name], signal=None)
+def _asked(one: Reading, metrics: Mapping[str, str] | None, *, signal: bool) -> Reading:
+    if metrics is not None and one.name in metrics:
+        return replace(one, metric=metrics[one.name], signal=None)
+    return one if signal else replace(one, signal=None)
 
 
 def _cut(card: Scorecard, items: Mapping[str, Sequence[int]] | None) -> Scorecard:

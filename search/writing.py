@@ -1,6 +1,6 @@
 """Write a winner or any recipe as a model folder, with the recipe that made it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -13,30 +13,33 @@ from search.bench import CheckedStudy
 from search.card import model_card
 from search.finals import Claim
 from search.models import absolute
+from search.record import Record
 
 RECIPE = "recipe.yaml"
 
 
 def export_winner(
     checked: CheckedStudy,
-    recipe: Recipe,
+    best: Record,
     claim: Claim | None,
     folder: Path,
+    front: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Write a study's winner: weights, tokenizer, recipe and card.
 
     Args:
         checked: The study.
-        recipe: Its winner.
+        best: Its winner, or another finalist.
         claim: What the comparison found, if it was made.
         folder: Where to write; must be new or empty.
+        front: As `model_card` takes it.
         progress: Called with each tensor's name.
     """
-    plan = checked.plan(recipe)
+    plan = checked.plan(best.recipe)
     texts = {
-        RECIPE: recipe_yaml(checked, recipe),
-        "README.md": model_card(checked, recipe, claim),
+        RECIPE: recipe_yaml(checked, best.recipe),
+        "README.md": model_card(checked, best, claim, front),
     }
     parents = Parents(checked.checkpoints, checked.device, checked.scratch)
     write_model(plan, parents, folder, files=checked.files, extra=texts, progress=progress)

@@ -17,6 +17,7 @@ def task_arithmetic(
     weight: Annotated[PerParent, Range(0.0, 1.5)],
     normalize: bool = False,
     lambda_: Annotated[float, Range(0.1, 2.0)] = 1.0,
+    int8_mask: bool = False,  # noqa: ARG001
 ) -> TaskVectors:
     """Base + lambda * sum_i w_i (x_i - base).
 
@@ -25,6 +26,7 @@ def task_arithmetic(
         weight: Factor of each task vector, `(parents,)`.
         normalize: Divide by the sum of the weights (left alone below 1e-8).
         lambda_: Factor of the merged task vector.
+        int8_mask: Read for mergekit's sake; it changes mergekit's memory use and no value.
     """
     keep_all = (None,) * group.parents
     return task_vectors(

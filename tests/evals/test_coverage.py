@@ -309,6 +309,9 @@ def test_a_named_chat_template_is_the_one_that_is_used(whole: Score, resident: R
     assert all(args[0][0].startswith("LOUD") for args in prompts(harness).values())
     with pytest.raises(EvaluationError, match="has no template 'quiet'; it has default, loud"):
         whole("tiny_choice", apply_chat_template="quiet")
+    resident.tokenizer.chat_template = None
+    with pytest.raises(EvaluationError, match="has no chat template to apply; set it to false, or"):
+        whole("tiny_choice", apply_chat_template=True)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ def test_a_repeated_document_counts_once_at_its_first_place():
 def test_too_few_items_say_how_many_there_are(counts: Counts):
     with pytest.raises(EvaluationError) as error:
         split("arc", DOCUMENTS, counts, 0)
-    assert "task 'arc': has 50 different items, too few for" in str(error.value)
+    search = counts.search or "rest"
+    assert f"arc': has 50 different items, too few for search {search}, " in str(error.value)
     assert f"select {counts.select}, holdout {counts.holdout}" in str(error.value)
 
 

@@ -170,6 +170,26 @@ def test_parameters_come_in_signature_order_with_their_types():
     )
 
 
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties", "slerp"])
+def test_what_mergekit_evolve_writes_for_every_method_changes_nothing(method):
+    said = {"t": 0.4} if method == "slerp" else {"weight": 0.5, "normalize": False}
+    recipe = {"merge_method": method, "base_model": "base", "models": ["base", "a"]}
+
+    def params(**more):
+        steps = compiled(recipe | {"parameters": said | more}).steps
+        return [{k: v for k, v in step.params if k != "int8_mask"} for step in steps]
+
+    assert params(normalize=False, int8_mask=True) == params()
+
+
+@pytest.mark.parametrize("more", [{"int8_mask": False}, {"normalize": True}])
+def test_what_nobody_writes_into_a_slerp_is_still_a_mistake(more):
+    models = ["base", "a"]
+    recipe = {"merge_method": "slerp", "base_model": "base", "models": models}
+    with pytest.raises(RecipeError, match=f"'slerp' has no parameter '{min(more)}'"):
+        compiled(recipe | {"parameters": {"t": 0.4} | more})
+
+
 def test_resolve_falls_through_to_none():
     settings = (Setting("a", 1.0), Setting("b", (0.0, 1.0)))
     assert [resolve(settings, name, 0.25) for name in "abc"] == [1.0, 0.25, None]

@@ -1,6 +1,7 @@
 """Genome files of mergekit-evolve, read as studies."""
 
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -167,12 +168,33 @@ def test_a_study_is_no_genome():
             {"tasks": [{"name": "x", "weight": 0}]},
             "tasks[0].weight: expected a number that isn't 0",
         ),
+        (
+            {"apply_chat_template": True},
+            "apply_chat_template: is true, mergekit-evolve's default, and none of a, b, base has a "
+            "chat template; write apply_chat_template: false",
+        ),
         ({"tasks": [{"name": "x", "wight": 1}]}, "tasks[0].wight: unknown key; did you mean 'weig"),
     ],
 )
 def test_a_mistake_in_a_genome(study_folder: Path, changes: dict[str, Any], message: str):
     found = mistakes_of(study_folder, **changes)
     assert any(line.startswith(message) for line in found), found
+
+
+def test_one_model_with_a_chat_template_is_enough(study_folder: Path, tmp_path: Path):
+    (tmp_path / "models").mkdir()
+    for name in ("a", "b", "base"):
+        copytree(study_folder / "models" / name, tmp_path / "models" / name)
+    silent = {key: value for key, value in FILE.items() if key != "apply_chat_template"}
+
+    def found() -> list[str]:
+        mistakes: list[str] = []
+        read_genome(silent | {"genome": TIES}, tmp_path / "evolve.yml", mistakes)
+        return mistakes
+
+    assert len(found()) == 1  # applied unless the file says otherwise
+    (tmp_path / "models" / "b" / "chat_template.jinja").write_text("{{ messages }}")
+    assert not found()
 
 
 def test_all_mistakes_come_with_the_file(study_folder: Path):

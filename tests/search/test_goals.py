@@ -1,6 +1,7 @@
 """Floors, fronts and figures without items, from the study file to the claim."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,21 @@ from evals.harness import Benchmark
 from evals.items import Role
 from evals.scorecard import Score, Scorecard
 from search.bench import check_study
+from search.card import model_card
 from search.commands import compare_study, export_study, run_study
 from search.config import ObjectiveConfig
 from search.errors import NothingFound, ProtocolError, StudyError
+from search.finals import chosen, front_of
 from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
-from search.record import baseline_results, by_fingerprint, card_from_dict, load, rank_of
+from search.record import (
+    baseline_results,
+    by_fingerprint,
+    card_from_dict,
+    finished,
+    load,
+    rank_of,
+    recompute,
+)
 from search.study import open_study
 
 
@@ -169,6 +180,39 @@ def test_the_claim_says_of_each_limit_whether_it_is_kept(floors: Path):
         assert text in out.getvalue()
 
 
+def test_a_card_says_which_limits_are_kept(floors: Path):
+    checked, study = check_study(floors), opened(floors)
+    best, found = chosen(study, None), compare_study(floors, silent())
+    before, after = model_card(checked, best, None), model_card(checked, best, found)
+    choice = "missed" if best.missed["tiny_choice"] > 0 else "kept"
+    assert "## Limits, on the items of the search alone\n" in before
+    assert f"\n- tiny_choice: {choice}\n- tiny_text: missed\n- depth: kept\n\n## Fig" in before
+    assert "\n- depth: winner 3\n" in before
+    room = {room.objective: room for room in found.rooms}["tiny_choice"]
+    assert "## Limits\n" in after
+    assert f"tiny_choice: {room.verdict}; it has {room.figure:.6g}, the limit is" in after
+    assert f"(of {room.against}), room {room.room:+.4g}, 95% interval [{room.low:+.4g}, " in after
+    assert "\n- tiny_text: broken; it has " in after
+    assert "\n- depth: kept; it has 3, the limit is 3\n" in after
+    assert "\n- depth: winner 3, base 3" in after
+
+
+def test_a_card_says_which_member_of_a_front_it_is(pareto: Path):
+    checked, study = check_study(pareto), opened(pareto)
+    best, members = chosen(study, None), front_of(study)
+    assert members[0] == best.number
+    assert set(members) == set(dict(study.user_attrs["front"]))
+    size = f"a Pareto front of {len(members)} over tiny_choice, my.txt, spread, depth"
+    for number, said in (
+        (members[0], f"Of {size}, it is the member with the best weighted mean."),
+        (99, f"It was chosen by hand, and is no member of {size}."),
+    ):
+        assert said in model_card(checked, replace(best, number=number), None, members)
+    other = model_card(checked, best, None, (99, best.number))
+    assert "It is a member of a Pareto front of 2 over tiny_choice, my.txt, sp" in other
+    assert "Pareto" not in model_card(checked, best, None)
+
+
 def test_feasible_trials_come_first_everywhere(study_folder: Path):
     choice = {"task": "tiny_choice", "signal": "probability"}
     text = {"task": "tiny_text", "weight": 1e-6}
@@ -239,6 +283,24 @@ def test_every_objective_is_a_value_and_the_mean_is_kept(pareto: Path):
         assert record.figures["parameters"] > 1000
 
 
+def test_a_front_comes_again_from_what_is_stored(pareto: Path):
+    study = opened(pareto)
+    trials = {trial.number: load(trial) for trial in finished(study)}
+    again = recompute(study)
+    assert list(again) == list(trials)
+    for number, record in trials.items():
+        assert again[number].values == pytest.approx(record.values)
+        assert again[number].value == pytest.approx(record.value)
+    alone = recompute(study, {"spread": 1.0, "tiny_choice": 1.0}, signal=False)
+    for number, record in trials.items():
+        assert record.scorecard is not None
+        spread_ = -record.figures["spread"]
+        accuracy = figure(record.scorecard, 0)
+        assert alone[number].value == pytest.approx((accuracy + spread_) / 2)
+        assert alone[number].values == pytest.approx((accuracy, *(record.values or ())[1:]))
+        assert alone[number].missed == record.missed
+
+
 def test_finalists_are_the_front_and_its_best_mean_wins(pareto: Path):
     study = opened(pareto)
     trials = list(by_fingerprint(study).values())
@@ -265,9 +327,11 @@ def test_other_members_of_the_front_are_compared_and_exported(pareto: Path, tmp_
     assert set(second.figures) == {"spread", "depth", "parameters"}
     assert second.figures["spread"]["winner"] == load(study.get_trials()[other]).figures["spread"]
     export_study(pareto, tmp_path / "out", silent(), other)
-    assert load(study.get_trials()[other]).recipe.method in (
-        tmp_path / "out" / "README.md"
-    ).read_text("utf-8")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert load(study.get_trials()[other]).recipe.method in card
+    assert f"- spread: winner {second.figures['spread']['winner']:.6g}, base " in card
+    assert f"- parameters: kept; it has {second.figures['parameters']['winner']:.6g}, the" in card
+    assert "chosen by hand" in card
     with pytest.raises(NothingFound, match="trial 99 is no finalist of this study; finalists are"):
         compare_study(pareto, silent(), trial=99)
 

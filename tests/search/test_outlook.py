@@ -3,6 +3,7 @@
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from evals.items import Role
 from evals.power import smallest_gain
 from search.bench import check_study
 from search.errors import ProtocolError
-from search.outlook import discordance, print_outlook, reach
+from search.outlook import announcement, discordance, print_outlook, reach
 
 
 def test_reach_is_the_power_of_the_holdout(tmp_path: Path):
@@ -59,6 +60,63 @@ def test_everything_is_told_and_nothing_is_made(tmp_path: Path):
     ):
         assert text in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def rows_of(folder: Path, objectives: list[dict[str, Any]], goal: str) -> dict[str, str]:
+    """The lines of an outlook by their first word, with single blanks."""
+    search = {"goal": goal, "trials": 2}
+    path = write_study(folder, study_dict(objectives=objectives, search=search))
+    (folder / "scorer.py").write_text("def tone(model, tokenizer): return 1\nrude = tone\n")
+    out = Console(file=StringIO(), width=160)
+    print_outlook(out, check_study(path))
+    lines = (line.split() for line in out.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    return {words[0]: " ".join(words) for words in lines if words}
+
+
+def test_objectives_without_items_are_told_with_their_limits(tmp_path: Path):
+    objectives = [
+        {"task": "tiny_choice", "floor": {"parents": 0.02}},
+        {"task": "tiny_text", "floor": 9.5},
+        {"function": "./scorer.py:tone", "weight": 0.2, "floor": "parents"},
+        {"function": "./scorer.py:rude", "direction": "minimize", "floor": 0.5},
+        {"model": "parameters", "at_most": 1_500_000_000},
+    ]
+    rows = rows_of(tmp_path, objectives, "mean")
+    assert rows["tiny_choice"].endswith("- at most 0.02 worse than the best parent")
+    assert rows["tiny_text"].endswith("- at most 9.5")
+    assert rows["tone"] == "tone higher weight 0.2 in the mean no worse than the best parent"
+    assert rows["rude"] == "rude lower weight 1 in the mean at most 0.5"
+    assert rows["parameters"] == "parameters lower as a limit at most 1,500,000,000"
+    rows = rows_of(tmp_path, [*objectives[:3], {"model": "depth"}], "pareto")
+    assert rows["tone"].startswith("tone higher a value of the front, weight 0.2 in the mean no")
+    assert rows["depth"] == "depth lower a value of the front -"
+    rows = rows_of(tmp_path, [{"task": "tiny_choice"}], "mean")
+    assert "objective" not in rows
+    assert "limit" not in rows["task"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "search", "expected"),
+    [
+        (["tiny_choice"], 16, "1 benchmark with 16 search items;"),
+        (["tiny_choice"], "rest", "1 benchmark with 36 search items;"),
+        (["tiny_choice", "tiny_text"], 16, "2 benchmarks with 16 search items each;"),
+        (["tiny_choice", "few"], "rest", "2 benchmarks with 16 to 36 search items each;"),
+    ],
+)
+def test_search_items_are_announced_as_they_were_dealt(
+    tmp_path: Path, tasks: list[str], search: int | str, expected: str
+):
+    items = {"search": search, "select": 8, "holdout": 16}
+    objectives = [{"task": name} for name in tasks]
+    path = write_study(tmp_path, study_dict(objectives=objectives, items=items))
+    rows = [json.loads(line) for line in (tmp_path / "data" / "test.jsonl").open()]
+    others = (row | {"query": f"not {row['query']}"} for row in rows[:40])  # no likeness repeats
+    (tmp_path / "data" / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    task = yaml.safe_load((tmp_path / "tasks" / "tiny_choice.yaml").read_text())
+    few = {"task": "few", "dataset_kwargs": {"data_files": {"test": "../data/few.jsonl"}}}
+    (tmp_path / "tasks" / "few.yaml").write_text(yaml.safe_dump(task | few))
+    assert expected in announcement(check_study(path))
 
 
 def test_a_margin_may_be_given_later_but_clusters_may_not(tmp_path: Path):

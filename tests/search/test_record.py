@@ -241,6 +241,7 @@ READINGS = [
 def told(study: optuna.Study, count: int = 4) -> list[Scorecard]:
     """A study of some trials whose readings are stored."""
     study.set_user_attr("readings", readings_to_dict(READINGS))
+    study.set_user_attr("protocol", {"objectives": [{"task": one.name} for one in READINGS]})
     cards = [realistic(number) for number in range(count)]
     for number, card in enumerate(cards):
         tell(study, record(number, recipe=recipe(number / 10), scorecard=card))
@@ -251,8 +252,10 @@ def test_objectives_come_again_from_what_is_stored(study: optuna.Study):
     cards = told(study)
     again = recompute(study)
     assert list(again) == [0, 1, 2, 3]
-    for number, value in again.items():
-        assert value == pytest.approx(objective([cards[number]], READINGS, signal=True), abs=1e-4)
+    for number, found in again.items():
+        assert found.value == pytest.approx(
+            objective([cards[number]], READINGS, signal=True), abs=1e-4
+        )
 
 
 def test_other_weights_metrics_and_items_need_no_model(study: optuna.Study):
@@ -262,7 +265,9 @@ def test_other_weights_metrics_and_items_need_no_model(study: optuna.Study):
     equal = (right[:100].mean() + right[100:].mean()) / 2  # its two tasks count alike
 
     def first(**changes: Any) -> float:
-        return recompute(study, **changes)[0]
+        value = recompute(study, **changes)[0].value
+        assert value is not None
+        return value
 
     assert first(weights={"text": 1.0}) == pytest.approx(np.mean(text), abs=1e-4)
     found = first(weights={"choice": 2.0}, metrics={"choice": "acc_norm,none"})
@@ -277,21 +282,52 @@ def test_other_weights_metrics_and_items_need_no_model(study: optuna.Study):
     assert not math.isclose(first(), first(signal=False))
 
 
+def test_another_question_leaves_what_is_known_of_figures_and_limits(study: optuna.Study):
+    told(study, 0)
+    objectives = [
+        *({"task": one.name, "weight": one.weight} for one in READINGS),
+        {"function": "f.py:tone", "weight": 0.5, "direction": "minimize"},
+        {"model": "depth", "at_most": 3},
+    ]
+    study.set_user_attr("protocol", {"objectives": objectives})
+    for number, (tone, short) in enumerate([(0.5, 0.0), (0.25, 0.1), (0.75, -0.1)]):
+        about = {"figures": {"tone": tone, "depth": 3.0}, "missed": {"depth": short}}
+        card = realistic(number)
+        tell(study, record(number, recipe=recipe(number / 10), scorecard=card, **about))
+    again = recompute(study)
+    parts = objective([realistic(0)], READINGS, signal=True)
+    total = sum(one.weight for one in READINGS)
+    expected = (parts * total - 0.5 * 0.5) / (total + 0.5)
+    assert again[0].value == pytest.approx(expected, abs=1e-4)
+    alone = recompute(study, {"tone": 2.0})
+    assert [found.value for found in alone.values()] == [-0.5, -0.25, -0.75]
+    assert {number: found.missed for number, found in alone.items()} == {
+        0: {"depth": 0.0},
+        1: {"depth": 0.1},
+        2: {"depth": -0.1},
+    }
+    ranked = sorted(alone.values(), key=lambda found: found.rank)
+    assert [found.number for found in ranked] == [0, 2, 1]  # 1 has the best tone, but is too deep
+    with pytest.raises(KeyError, match="no objective 'tune'; it has choice, text, tone, depth"):
+        recompute(study, {"tune": 1.0})
+
+
 def test_a_corpus_figure_of_other_items_needs_no_model_either(study: optuna.Study):
     words = np.random.default_rng(0).choice([*"abcdef"], (40, 12))
     said = np.where(np.random.default_rng(1).random((40, 12)) < 0.7, words, "z")
     results = [(" ".join(true), " ".join(given)) for true, given in zip(words, said, strict=True)]
     readings = [Reading("t", "bleu,x", None, 1.0, {"bleu,x": 1.0}, {}, {"bleu,x": "bleu"})]
     study.set_user_attr("readings", readings_to_dict(readings))
+    study.set_user_attr("protocol", {"objectives": [{"task": "t"}]})
     values = {"t": {"bleu,x": keep(bleu, results)}}
     score = Score("t", "bleu,x", bleu(results), None, 40, None, 100.0)
     card = Scorecard((score,), values, 0.0, Role.SEARCH)
     assert card_from_dict(card_to_dict(card)).scores == card.scores
     tell(study, record(0, scorecard=card))
-    assert recompute(study)[0] == pytest.approx(bleu(results) / 100)
+    assert recompute(study)[0].value == pytest.approx(bleu(results) / 100)
     some = [3, 1, 4, 15, 9]
     expected = bleu([results[at] for at in some]) / 100
-    assert recompute(study, items={"t": some})[0] == pytest.approx(expected)
+    assert recompute(study, items={"t": some})[0].value == pytest.approx(expected)
 
 
 def test_flags_of_a_trial_are_kept(study: optuna.Study):
