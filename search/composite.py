@@ -254,24 +254,37 @@ class _Grid:
         return self._settled(np.where(moved, other, centre))
 
     def _settled(self, points: Array) -> Array:
-        """Whole numbers at their places, and what doesn't exist under the choices where it is not.
+        """Whole numbers at their places, and what doesn't exist at a point where it is not.
 
         That is in the middle, or in the first place, as `Cube.point` has it.
         """
         numbers, whole = len(self.cube.numbers), self.cube.whole
         for at, places in enumerate(whole, numbers - len(whole)):
             points[:, at] = np.round(points[:, at] * (places - 1)) / (places - 1)
-        if not any(dimension.under for dimension in self.dimensions):
+        deciding = self._deciding
+        if not deciding.any():
             return points
         usual = np.where(self.chosen, 0.0, 0.5)
-        picks, which = np.unique(points[:, numbers:], axis=0, return_inverse=True)
-        exist = np.array([self._existing(row) for row in picks.astype(int)])
+        _, first, which = np.unique(
+            points[:, deciding], axis=0, return_index=True, return_inverse=True
+        )
+        exist = np.array([self._existing(row) for row in points[first]])
         return np.where(exist[which.ravel()], points, usual)
 
-    def _existing(self, picks: Array) -> list[bool]:
-        places = dict(zip(self.cube.choices, picks.tolist(), strict=True))
-        values: dict[str, Any] = {}
+    @property
+    def _deciding(self) -> NDArray[np.bool_]:
+        """Which coordinates decide whether others exist."""
+        named = {name for dimension in self.dimensions for name, _ in dimension.under}
+        return np.array([name in named for name in (*self.cube.numbers, *self.cube.choices)])
+
+    def _existing(self, point: Array) -> list[bool]:
+        """Which coordinates exist at a point."""
+        drawn, values = self.params(point), dict[str, Any]()
         for d in self.dimensions:
-            if exists(d, values):
-                values[d.name] = d.options[places.get(d.name, 0)] if isinstance(d, Choice) else 0
+            if exists(d, values):  # what can take one value only isn't drawn
+                values[d.name] = drawn.get(d.name, _only(d))
         return [name in values for name in (*self.cube.numbers, *self.cube.choices)]
+
+
+def _only(dimension: Dimension) -> Any:
+    return dimension.options[0] if isinstance(dimension, Choice) else dimension.low

@@ -135,6 +135,33 @@ def test_what_exists_under_one_choice_only_changes_nothing_under_another():
     np.testing.assert_allclose(grid.points(trials), points, atol=1e-12)
 
 
+COUNTED: tuple[Dimension, ...] = (
+    Whole("least", 1, 1, False, LINEAR, "k"),
+    Whole("count", 0, 2, False, LINEAR, "k", under=(("least", (1,)),)),
+    Whole("first", 0, 4, False, LINEAR, "k", under=(("count", (1, 2)),)),
+    Choice("second", ("p", "q", "r"), LINEAR, "c", under=(("count", (2,)),)),
+)
+COUNTED_KNOWN = {
+    "count": IntDistribution(0, 2),
+    "first": IntDistribution(0, 4),
+    "second": CategoricalDistribution(("p", "q", "r")),
+}
+
+
+def test_what_exists_under_a_count_is_searched_where_it_counts():
+    """Layers that are left out are counted, and then named: each name exists under the count."""
+    from search.composite import _Grid  # pyright: ignore[reportPrivateUsage]
+    from search.genes import cube
+
+    grid, chance = _Grid(COUNTED, cube(COUNTED_KNOWN)), np.random.default_rng(0)
+    points = np.vstack([grid.wide(300, chance), grid.near(grid.wide(9, chance), 300, 0.3, chance)])
+    params = [grid.params(point) for point in points]
+    found = {n: {(p["first"], p["second"]) for p in params if p["count"] == n} for n in range(3)}
+    assert found[0] == {(2, "p")}
+    assert found[1] == {(first, "p") for first in range(5)}
+    assert found[2] == {(first, second) for first in range(5) for second in "pqr"}
+
+
 def test_a_space_of_choices_is_tried_once_and_to_its_end():
     dimensions = tuple(Choice(f"c{i}", ("p", "q", "r"), LINEAR, "c") for i in range(3))
     known = {d.name: CategoricalDistribution(d.options) for d in dimensions}

@@ -65,7 +65,11 @@ def bare(*dimensions: Dimension, starts: Sequence[dict[str, float]] = ()) -> Any
     space = SearchSpace({"models": []}, ("linear",), dimensions)
     recipe = from_dict({"merge_method": "linear", "models": ["a"]})
     return SimpleNamespace(
-        dimensions=dimensions, draw=space.draw, starts=lambda: starts, decode=lambda _: recipe
+        depths={},
+        dimensions=dimensions,
+        draw=space.draw,
+        starts=lambda: starts,
+        decode=lambda _: recipe,
     )
 
 
