@@ -6,7 +6,8 @@ from importlib.metadata import version
 import yaml
 
 from evals.floors import Room
-from merge_core.recipe import to_dict
+from merge_core.interleave import COPY
+from merge_core.recipe import Recipe, to_dict
 from merge_core.registry import find_method
 from search.bench import CheckedStudy
 from search.finals import WINNER, Claim
@@ -25,7 +26,8 @@ def model_card(
         front: Numbers of the Pareto front's trials, the winner first, where that was the goal.
     """
     recipe = best.recipe
-    method = find_method(recipe.method)
+    methods = [find_method(word) for word in recipe.methods]
+    told = " and ".join(f"[{method.title}]({method.reference})" for method in methods)
     head = yaml.safe_dump(
         {
             "library_name": "transformers",
@@ -37,11 +39,28 @@ def model_card(
     body = yaml.safe_dump(to_dict(recipe), sort_keys=False, width=100)
     return (
         f"---\n{head}---\n\n# {checked.config.name}\n\n"
-        f"A merge of {', '.join(recipe.models)} by [{method.title}]({method.reference}), found by "
-        f"outcross {version('outcross')}.{_choice(checked, best, front)}\n\n"
+        f"A merge of {', '.join(recipe.models)} by {told}, found by "
+        f"outcross {version('outcross')}.{_choice(checked, best, front)}\n\n{_layers(recipe)}"
         f"{_measured(claim)}\n{_limits(best, claim)}{_figures(best, claim)}"
         f"## Recipe\n\n```yaml\n{body}```\n"
     )
+
+
+def _layers(recipe: Recipe) -> str:
+    """Where its layers come from, where they aren't simply all in their order."""
+    if all(source.layers is None for part in recipe.slices for source in part.sources):
+        return ""
+    parts: list[str] = []
+    for part in recipe.slices:
+        copied = (part.method or recipe.method) == COPY
+        start, end = part.sources[0].layers or (0, 0)
+        if start < end:
+            scaled = ", scaled" if copied and part.sources[0].parameters else ""
+            what = f"{part.sources[0].model}{scaled}" if copied else "the merge"
+            parts.append(
+                f"{start} to {end - 1} of {what}" if end - start > 1 else f"{start} of {what}"
+            )
+    return f"Its layers, from bottom to top: {'; '.join(parts)}.\n\n"
 
 
 def _choice(checked: CheckedStudy, best: Record, front: Sequence[int]) -> str:
