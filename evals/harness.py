@@ -27,6 +27,7 @@ from evals.figures import FIGURES, figure_name, keep, whole
 from evals.guards import disagreement
 from evals.items import Role
 from evals.pieces import Piece, joined
+from evals.places import rooted
 from evals.prefixes import Window
 from evals.prompts import Requests, build_requests
 from evals.racing import rung_ends
@@ -202,6 +203,11 @@ class Harness:
     def kinds(self) -> tuple[Kind, ...]:
         """What the configuration says of each layer that the live model has now."""
         return () if self._wiring is None else self._wiring.kinds
+
+    @cached_property
+    def rooted(self) -> str | None:
+        """Why the live model's layers must keep their places; None if a plan may move them."""
+        return None if self._wiring is None else rooted(self.lm.model, self._wiring)
 
     @cached_property
     def after(self) -> frozenset[str]:

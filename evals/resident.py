@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from evals.configuration import parse_config
 from evals.errors import EvaluationError
 from evals.packing import unpack
 from evals.rewiring import Wiring
@@ -68,7 +68,8 @@ def build_resident(
     model = _build_model(config, folder, dtype).to(device)  # pyright: ignore
     wiring = Wiring(
         model,
-        lambda other: _parse(other, folder),
+        config,
+        lambda other: parse_config(other, str(folder)),
         lambda other: _build_model(other, folder, dtype, empty=True),
     )
     if (folder / "generation_config.json").is_file():
@@ -172,7 +173,7 @@ def _build_model(
     config: Mapping[str, Any], folder: Path, dtype: torch.dtype, *, empty: bool = False
 ) -> PreTrainedModel:
     """A model whose weights are undefined; an empty one's take no memory."""
-    parsed = _parse(config, folder)
+    parsed = parse_config(config, str(folder))
     space = init_empty_weights(include_buffers=False) if empty else contextlib.nullcontext()
     try:
         with no_init_weights(), space:  # a 7B model takes a minute to fill with unread numbers
@@ -182,29 +183,3 @@ def _build_model(
     model = cast("PreTrainedModel", model)
     model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
     return model
-
-
-def _parse(config: Mapping[str, Any], folder: Path) -> Any:
-    """The configuration as transformers' class reads it."""
-    family = config.get("model_type")
-    if family not in CONFIG_MAPPING:
-        own = "; it brings code of its own, which is never run" if "auto_map" in config else ""
-        raise EvaluationError(f"{folder}: transformers knows no model_type '{family}'{own}")
-    # A copy to the bottom: configuration classes change nested values in place.
-    clean = {key: _decoded(value) for key, value in config.items() if key != "quantization_config"}
-    try:
-        return CONFIG_MAPPING[family].from_dict(clean)  # pyright: ignore
-    except (ValueError, TypeError) as error:
-        raise EvaluationError(f"{folder}: no causal language model in it: {error}") from None
-
-
-def _decoded(value: object) -> object:
-    """A copy, its infinities read: they are written as `{"__float__": "Infinity"}`."""
-    if isinstance(value, Mapping):
-        entries = cast("Mapping[str, object]", value)
-        if "__float__" in entries:
-            return float(str(entries["__float__"]))
-        return {key: _decoded(entry) for key, entry in entries.items()}
-    if isinstance(value, list):
-        return [_decoded(entry) for entry in cast("list[object]", value)]
-    return value

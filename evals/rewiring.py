@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from evals.configuration import Config, decoder_config, decoder_part, layer_lists
 from evals.errors import EvaluationError
 
-Config = Mapping[str, Any]
 Kind = tuple[Any, ...]
 """A layer's entries in the configuration's lists that have one per layer."""
 
@@ -51,6 +51,7 @@ class Wiring:
 
     Args:
         model: As it was built, on its device: the deepest that will be wanted.
+        config: Its `config.json`.
         parse: Makes a configuration object of a `config.json`.
         build: Makes a model without weights of a `config.json`; its buffers are filled.
     """
@@ -58,13 +59,14 @@ class Wiring:
     def __init__(
         self,
         model: PreTrainedModel,
+        config: Config,
         parse: Callable[[Config], Any],
         build: Callable[[Config], PreTrainedModel],
     ) -> None:
-        self._model, self._parse, self._build = model, parse, build
+        self._model, self._built, self._parse, self._build = model, config, parse, build
         self._config: Any = decoder_config(model.config)
-        self._part = _part_name(model.config)
-        self._lists = _per_layer(self._config)
+        self._part = decoder_part(model.config)
+        self._lists = layer_lists(self._config)
         self._now = self._first = self._read(model.config)
         self._stack = find_stack(model)
         layers = [] if self._stack is None else list(self._stack)
@@ -110,6 +112,39 @@ class Wiring:
         if wish != self._first:
             self._prepare(wish, config)
         self._put(wish)
+
+    @property
+    def present(self) -> Config:
+        """A configuration with the layers that the model has now."""
+        return self._as(self._now)
+
+    @property
+    def layers(self) -> tuple[torch.nn.Module, ...]:
+        """The modules of the layers that the model has now; empty if it isn't plain which."""
+        return () if self._stack is None else tuple(self._stack)
+
+    def turns(self) -> Iterator[Config]:
+        """Configurations under which each kind of layer stands at each place once, the first as is.
+
+        Those of the depth that the model was built with, their lists turned step by step.
+        """
+        kinds, seen = self._first.kinds, set[tuple[int, Kind]]()
+        for step in range(len(kinds)):
+            turned = {*enumerate((*kinds[step:], *kinds[:step]))}
+            if not turned <= seen:
+                seen |= turned
+                lists = tuple((n, (*e[step:], *e[:step])) for n, e in self._first.lists)
+                yield self._as(Wish(self._first.depth, lists)) if step else self._built
+
+    def _as(self, wish: Wish) -> Config:
+        """The configuration that it was built with, its layers changed."""
+        if wish == self._first:
+            return self._built
+        part = self._built if self._part is None else self._built[self._part]
+        names = (self._config.attribute_map.get("num_hidden_layers"), "num_hidden_layers")
+        changed = dict(part) | {name: wish.depth for name in names if name in part}
+        changed |= {name: list(entries) for name, entries in wish.lists}
+        return changed if self._part is None else {**self._built, self._part: changed}
 
     def _put(self, wish: Wish) -> None:
         """Everything is there: set the layers, what is around them, and the configuration."""
@@ -204,8 +239,21 @@ class Wiring:
         names = ("num_hidden_layers", self._config.attribute_map.get("num_hidden_layers"))
         key = tuple(_frozen(part.get(name)) for name in (*names, *self._lists))
         if key not in self._wishes:
-            self._wishes[key] = self._read(self._parse(config))
+            self._wishes[key] = self._checked(self._read(self._parse(config)), part)
         return self._wishes[key]
+
+    def _checked(self, wish: Wish, part: Config) -> Wish:
+        """Refuse a list that the family's class doesn't go by."""
+        for name, entries in wish.lists:
+            stated = part.get(name)
+            if isinstance(stated, list) and tuple(stated) != entries:
+                family = type(self._model).__name__
+                raise EvaluationError(
+                    f"config.json: by '{name}' layers are {stated}, but {family} makes them "
+                    f"{list(entries)}; where a family has a rule of its own, layers must keep "
+                    "their places"
+                )
+        return wish
 
     def _read(self, config: Any) -> Wish:
         found = decoder_config(config)
@@ -219,11 +267,6 @@ class Wiring:
         return Wish(depth, lists)
 
 
-def decoder_config(config: Any) -> Any:
-    """The part of a configuration object that describes the language model."""
-    return config.get_text_config(decoder=True)
-
-
 def find_stack(model: Any) -> torch.nn.ModuleList | None:
     """The list of a model's decoder layers; None if it isn't plain which one it is."""
     depth = decoder_config(model.config).num_hidden_layers
@@ -235,27 +278,6 @@ def find_stack(model: Any) -> torch.nn.ModuleList | None:
     # A list within another one's modules is something in a layer: its experts.
     outer = [m for n, m in stacks.items() if not any(n.startswith(f"{o}.") for o in stacks)]
     return outer[0] if len(outer) == 1 else None
-
-
-def _part_name(config: Any) -> str | None:
-    """Under which key a configuration has the language model's, None where it is that itself."""
-    found = decoder_config(config)
-    parts = cast("dict[str, Any]", vars(config))
-    return next((name for name, part in parts.items() if part is found), None)
-
-
-def _per_layer(config: Any) -> tuple[str, ...]:
-    """Names of the lists with one entry per layer."""
-    values = cast("dict[str, Any]", vars(config))
-    return tuple(
-        name
-        for name, value in values.items()
-        if isinstance(value, list)
-        and len(cast("list[Any]", value)) == config.num_hidden_layers
-        and name != "architectures"
-        and not name.endswith("token_id")
-        and all(isinstance(entry, _PLAIN) for entry in cast("list[Any]", value))
-    )
 
 
 def _frozen(value: Any) -> Any:

@@ -49,6 +49,7 @@ from search.goals import Goals, goals_of
 from search.holes import build_space
 from search.layouts import Layout
 from search.models import open_models
+from search.placing import names_layers, refuse_moves
 from search.samplers import choose_sampler, refusal
 from search.space import SearchSpace, holes, plain, tensor_groups
 
@@ -154,6 +155,7 @@ class Bench:
         norms: The parents' norms by tensor, once they are known.
         worst: The parents' largest share of each symptom by benchmark, once they are scored.
         looked: The step that made each tensor that was last found healthy.
+        rooted: Why layers must keep their places; None if a recipe may move them, or none could.
         readings: How the benchmarks' results are read, in the order of the study.
         goals: What the study wants.
     """
@@ -164,6 +166,7 @@ class Bench:
     norms: Mapping[str, Range] = field(default_factory=dict[str, Range])
     worst: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
+    rooted: str | None = None
     readings: tuple[Reading, ...] = field(init=False)
     goals: Goals = field(init=False)
 
@@ -178,6 +181,18 @@ class Bench:
         if reference.practice is not None:
             self.harness.answering.adopt(reference.practice)
         self.looked.clear()
+
+    def plan(self, recipe: Recipe) -> MergePlan:
+        """The plan of a candidate.
+
+        Raises:
+            RecipeError: If the recipe doesn't fit the parents.
+            EvaluationError: If it moves layers that must keep their places.
+        """
+        made = self.study.plan(recipe)
+        if self.rooted is not None:
+            refuse_moves(made, self.study.checkpoints, self.rooted)
+        return made
 
     def scaled(self, scales: Sequence[float]) -> None:
         """Read soft accuracies by these scales, in the order of the benchmarks."""
@@ -254,11 +269,12 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
             resident = build_resident(plan.config, folder, names, study.dtype, study.device)
         harness = Harness(resident, study.tasks, roles, settings)
         harness.shares = _rungs(study.config, harness)
+        parents = Parents(study.checkpoints, study.device, study.scratch)
+        bench = Bench(study, Workbench(parents, resident.slots), harness)
+        _check_places(bench)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None
     seal(study.tasks)
-    parents = Parents(study.checkpoints, study.device, study.scratch)
-    bench = Bench(study, Workbench(parents, resident.slots), harness)
     if refusals := tuple(_unscalable(bench, resident)):
         raise StudyError(refusals)
     return bench
@@ -287,6 +303,15 @@ def deepest(study: CheckedStudy) -> MergePlan:
     candidates = map(space.decode, chain(space.starts()[:1], space.probes()))
     recipes = chain(candidates, baselines(space).values())
     return max(map(study.plan, recipes), key=lambda plan: plan.depth)
+
+
+def _check_places(bench: Bench) -> None:
+    """Find out whether layers may be moved, if any recipe could."""
+    space = bench.study.space
+    recipes = list(map(space.decode, space.probes()))
+    bench.rooted = bench.harness.rooted if names_layers(recipes) else None
+    for recipe in recipes if bench.rooted else ():
+        bench.plan(recipe)
 
 
 def _rungs(config: StudyConfig, harness: Harness) -> tuple[float, ...]:

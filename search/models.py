@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
+from evals.configuration import with_layer_lists
 from merge_core.adapters import with_adapter
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.errors import CheckpointError
@@ -53,11 +54,14 @@ def open_models(
 def open_model(text: str, folder: Path, name: str) -> Checkpoint:
     """Open a model; an adapter's changes become derived tensors of it.
 
+    What its configuration leaves to a rule by a layer's number is stated layer by layer.
+
     Raises:
         CheckpointError: If either can't be found or read, or if they don't fit.
     """
     reference = read_reference(text, folder)
-    checkpoint = open_checkpoint(locate(reference.model, folder), name)
+    opened = open_checkpoint(locate(reference.model, folder), name)
+    checkpoint = replace(opened, config=with_layer_lists(opened.config))
     if reference.adapter is None:
         return checkpoint
     return with_adapter(checkpoint, locate(reference.adapter, folder))

@@ -78,7 +78,7 @@ def evaluate(
     """
     wanted = role is Role.SEARCH and (rungs is None or rungs.start == 0)  # once is enough
     outcome = attempt(
-        lambda: bench.study.plan(recipe),
+        lambda: bench.plan(recipe),
         bench.workbench,
         bench.harness,
         role,
