@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 from contestants import WORDS, Contestant, ablations, contestants, planned_word  # noqa: E402
 from landscape_spaces import SPACES, TASKS  # noqa: E402
 from landscapes import landscape  # noqa: E402
+from order_spaces import ORDERS  # noqa: E402
 from proposals import proposals  # noqa: E402
 from real_merges import real_landscape  # noqa: E402
 from search_game import SEARCH, Game, deal, judge  # noqa: E402
@@ -31,7 +32,9 @@ from search_game import SEARCH, Game, deal, judge  # noqa: E402
 Array = np.ndarray[Any, Any]
 Job = tuple[str, str, int, int, Path | None]
 OURS, THEIRS = "outcross, auto", "mergekit-evolve"
+_SPACES = {**SPACES, **ORDERS}
 _LANDSCAPES = [name for name in SPACES if name != "dare"]  # `dare` is a part of `methods`
+_KNOWN = [*_LANDSCAPES, *ORDERS]
 _STEPS = 40  # points of a curve
 _RESAMPLES = 4000
 _SLOW = "gp"
@@ -45,6 +48,8 @@ def main() -> None:
     for name in options.landscapes:
         for budget in options.trials:
             print(report(found, name, budget, options.ours))
+    if ordered := [name for name in options.landscapes if name in ORDERS]:
+        print(paces(found, ordered))
     print(f"{len(found)} studies, {time.perf_counter() - start:.0f} s")
 
 
@@ -70,6 +75,8 @@ def play(job: Job) -> dict[str, Any]:
         "curve": curve,
         "played": len(game.trials),
         "spent": game.spent,
+        "scored": sum(trial.items > 0 for trial in game.trials),
+        "proposing": round(game.proposing, 3),
         "seconds": round(time.perf_counter() - start, 2),
     }
 
@@ -84,7 +91,7 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
     theirs = max(rivals, key=lambda who: curves[who][:, -1].mean()) if rivals else None
     goal = curves[theirs][:, -1].mean() if theirs else None
     rows = [
-        f"\n### {name}, {trials} trials: {SPACES[name].about}\n",
+        f"\n### {name}, {trials} trials: {_SPACES[name].about}\n",
         "| contestant | deals | held out | 95 % | ours minus it | 95 % | items for the goal |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -105,6 +112,22 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
         rows.append(f"| {who} | {len(last)} | {' | '.join(cells)} | {reach} |")
     told = f"Goal: what {theirs} ends with, {goal:.4f}. " if theirs else ""
     return "\n".join([*rows, f"\n{told}\\* better than ours beyond chance."])
+
+
+def paces(found: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
+    """A table in Markdown: of each contestant how many of its proposals were new, and their time.
+
+    A proposal's time is CPU milliseconds; a recipe that was scored before costs no evaluation.
+    """
+    rows = ["\n| contestant | landscape | proposals | new ones | ms a proposal |"]
+    rows.append("| --- | --- | --- | --- | --- |")
+    known = [one for one in found if "proposing" in one and one["landscape"] in names]
+    for who, name in dict.fromkeys((one["contestant"], one["landscape"]) for one in known):
+        own = [one for one in known if (one["contestant"], one["landscape"]) == (who, name)]
+        asked, new = (np.mean([one[key] for one in own]) for key in ("played", "scored"))
+        pace = 1e3 * sum(one["proposing"] for one in own) / sum(one["played"] for one in own)
+        rows.append(f"| {who} | {name} | {asked:.0f} | {new:.0f} | {pace:.0f} |")
+    return "\n".join(rows)
 
 
 def interval(values: Array) -> tuple[float, float]:
@@ -154,7 +177,7 @@ def _jobs(options: argparse.Namespace) -> Iterable[Job]:
     """The studies to play; a Gaussian process only with budgets it is meant for."""
     words = {f"outcross, {word}" for word in WORDS}
     for name in options.landscapes:
-        ground = landscape(name)
+        ground = real_landscape(name, options.real) if options.real else landscape(name)
         for who, contestant in _everyone().items():
             if (options.contestants and who not in options.contestants) or (
                 not options.contestants and who not in contestants()
@@ -186,7 +209,7 @@ def _run(jobs: Sequence[Job], processes: int, out: Path | None) -> list[dict[str
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--landscapes", nargs="+", default=_LANDSCAPES, choices=_LANDSCAPES)
+    parser.add_argument("--landscapes", nargs="+", default=_LANDSCAPES, choices=_KNOWN)
     parser.add_argument("--contestants", nargs="+", help="default: all but the ablations")
     parser.add_argument("--trials", nargs="+", type=int, default=[100], help="budgets, in trials")
     parser.add_argument("--seeds", type=int, default=20)
@@ -195,7 +218,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--real", type=Path, metavar="CACHE", help="merge and score for real")
     parser.add_argument("--out", type=Path, help="results as JSON; played studies are kept")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.real and any(name in ORDERS for name in options.landscapes):
+        parser.error("orders of layers have no emulator: give --real CACHE")
+    return options
 
 
 if __name__ == "__main__":

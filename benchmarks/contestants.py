@@ -8,6 +8,7 @@ budget, so that one study gives its whole curve. Settings of others: mergekit 0.
 
 import contextlib
 import io
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class Protocol:
         share: Share of the search items that a candidate is scored on.
         references: Whether the parents and the usual merges are scored first, as a study does.
         racing: Whether candidates that have lost are stopped.
+        numbers: Whether orders of layers are written without choices.
     """
 
     signal: str = "soft"
@@ -78,6 +80,7 @@ class Protocol:
     share: float = 1.0
     references: bool = True
     racing: bool = True
+    numbers: bool = False
 
 
 def outcross(word: str, protocol: Protocol = Protocol(), name: str | None = None) -> Contestant:
@@ -86,7 +89,7 @@ def outcross(word: str, protocol: Protocol = Protocol(), name: str | None = None
         name or f"outcross, {word}",
         lambda game, seed: _study(game, word, seed, protocol),
         protocol_winners(protocol),
-        lambda landscape: _refusal(word, landscape),
+        lambda landscape: _refusal(word, _seen(landscape, word, protocol)),
         word,
     )
 
@@ -117,6 +120,7 @@ def references(game: Game, protocol: Protocol) -> int:
 
 def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
     """Batches of trials as `search.searching` runs them, until only the finalists can be paid."""
+    game.landscape = _seen(game.landscape, word, protocol)
     space, study = game.landscape.built, _new_study(game)
     most = planned_trials(game, protocol)
     chosen, _ = choose_sampler(word, space, most, len(game.landscape.objectives))
@@ -126,15 +130,23 @@ def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
         while len(study.trials) < _MOST * most:  # a finite space ends in recipes seen before
             history = study.get_trials(deepcopy=False)
             asked: list[tuple[optuna.Trial, Values]] = []
+            begun = time.process_time()
             for number in range(len(history), len(history) + BATCH):
                 study.sampler = sampler_for(
                     chosen, space, history, seed, number, batch=BATCH, reader=reader
                 )
                 trial = study.ask()
                 asked.append((trial, suggest(trial, space)))
+            game.proposing += time.process_time() - begun
             rivals = [] if chosen in UNRACED else scoring.leaders()
             for trial, values in asked:
                 study.tell(trial, scoring.look(values, rivals))
+
+
+def _seen(landscape: Landscape, word: str, protocol: Protocol) -> Landscape:
+    """The landscape as a sampler sees it: `cmaes` knows numbers only."""
+    numbers = protocol.numbers or word == "cmaes"
+    return landscape.numeric if numbers and landscape.numeric else landscape
 
 
 def item_reader(game: Game, signal: str) -> Reader | None:
@@ -303,7 +315,7 @@ def numbers(space: SearchSpace, method: str | None) -> list[Real]:
 
 
 def _whole(landscape: Landscape, method: str | None) -> str | None:
-    if landscape.space.recipe is None:
+    if landscape.space.recipe is None or "slices" in landscape.space.recipe:
         return "has no layer plan to search"
     several = len(landscape.built.methods) > 1
     if several != (method is not None):
@@ -401,4 +413,5 @@ def ablations() -> Mapping[str, Contestant]:
     every = [
         outcross(word, kind, f"{word}, {name}") for word in words for name, kind in kinds.items()
     ]
+    every.append(outcross("composite", Protocol(numbers=True), "composite, numbers"))
     return {one.name: one for one in every}

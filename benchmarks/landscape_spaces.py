@@ -16,8 +16,8 @@ TASKS = ("rev", "sort", "inc", "max")
 EXPERTS = ("sort", "inc", "max")
 MODELS = ("base", *EXPERTS)
 LAYERS = 4
-_WEIGHT = {"range": [0.0, 1.5]}
-_GROUPS = {**_WEIGHT, "by": ["self_attn", "mlp", "*"], "knots": 1}
+WEIGHT = {"range": [0.0, 1.5]}
+_GROUPS = {**WEIGHT, "by": ["self_attn", "mlp", "*"], "knots": 1}
 _DEPTH = {**_GROUPS, "knots": 2}
 _DENSITY = {"range": [0.05, 1.0]}
 
@@ -43,67 +43,68 @@ class Space:
     about: str
 
 
-def _recipe(method: object, experts: tuple[str, ...], parameters: Mapping[str, Any]) -> Any:
+def recipe(method: object, experts: tuple[str, ...], parameters: Mapping[str, Any]) -> Any:
+    """A study's recipe whose experts have these parameters."""
     models = [{"model": name, "parameters": dict(parameters)} for name in experts]
     return {"merge_method": method, "base_model": "base", "models": models}
 
 
-_ALL = (TASKS,)
-_BOTH = {"weight": _WEIGHT, "density": _DENSITY}
+ALL = (TASKS,)
+_BOTH = {"weight": WEIGHT, "density": _DENSITY}
 SPACES = {
     space.name: space
     for space in (
         Space(
             "weights",
-            _recipe("task_arithmetic", EXPERTS, {"weight": _WEIGHT}),
-            _ALL,
+            recipe("task_arithmetic", EXPERTS, {"weight": WEIGHT}),
+            ALL,
             600,
             {},
             "task arithmetic, one weight for each of three experts",
         ),
         Space(
             "ties",
-            _recipe("ties", EXPERTS, _BOTH),
-            _ALL,
+            recipe("ties", EXPERTS, _BOTH),
+            ALL,
             1100,
             {},
             "TIES, a weight and a density for each of three experts",
         ),
         Space(
             "groups",
-            _recipe("task_arithmetic", EXPERTS, {"weight": _GROUPS}),
-            _ALL,
+            recipe("task_arithmetic", EXPERTS, {"weight": _GROUPS}),
+            ALL,
             1200,
             {},
             "task arithmetic, three experts x (attention, MLP, rest)",
         ),
         Space(
             "depth",
-            _recipe("task_arithmetic", ("sort", "max"), {"weight": _DEPTH}),
-            _ALL,
+            recipe("task_arithmetic", ("sort", "max"), {"weight": _DEPTH}),
+            ALL,
             1000,
             {},
             "task arithmetic, two experts x (attention, MLP, rest) x two knots over depth",
         ),
         Space(
             "dare",
-            _recipe("dare_linear", EXPERTS, _BOTH),
-            _ALL,
+            recipe("dare_linear", EXPERTS, _BOTH),
+            ALL,
             500,
             {},
             "DARE, a weight and a density for each of three experts (a part of `methods`)",
         ),
         Space(
             "methods",
-            _recipe({"choice": ["task_arithmetic", "ties", "dare_linear"]}, EXPERTS, _BOTH),
-            _ALL,
+            recipe({"choice": ["task_arithmetic", "ties", "dare_linear"]}, EXPERTS, _BOTH),
+            ALL,
             0,
             {"task_arithmetic": "weights", "ties": "ties", "dare_linear": "dare"},
             "the method is a choice; densities exist under two of the three",
         ),
         Space(
             "two",
-            _recipe("task_arithmetic", EXPERTS, {"weight": _GROUPS}),
+            recipe("task_arithmetic", EXPERTS, {"weight": _GROUPS}),
             (("rev", "inc"), ("sort", "max")),
             0,
             {"task_arithmetic": "groups"},
@@ -112,7 +113,7 @@ SPACES = {
         Space(
             "layers",
             None,
-            _ALL,
+            ALL,
             0,
             {},
             "interleaving: which of four models gives each of four layers and the rest",

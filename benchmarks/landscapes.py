@@ -4,7 +4,7 @@ Numbers go through an emulator of real evaluations; layers, of which there are 1
 through the table of all. A choice of method goes through the landscape of the chosen one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,27 +25,65 @@ TABLES = Path(__file__).parent / "tables"
 STEP = 0.12  # nats; gaps of a finite landscape are stored in steps of it, one byte each
 
 
+class Gaps(Protocol):
+    """Gaps of one recipe: an array, or what makes them when they are looked at."""
+
+    def __getitem__(self, items: Any, /) -> Array:
+        """Those of some items, `(items, wrong options)`, nats."""
+        ...
+
+
 class Source(Protocol):
     """Where a landscape's gaps come from."""
 
-    def __call__(self, values: Values) -> Array:
-        """Gaps `(items, wrong options)` of a recipe, nats."""
+    def __call__(self, values: Values) -> Gaps:
+        """Gaps of a recipe."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
-    """What one recipe got on every item.
+class Column:
+    """One way to read a recipe's gaps, item by item.
 
     Attributes:
-        graded: Probability of the right option, `(items,)`.
-        right: Whether the most probable option is the right one, `(items,)`, 0 or 1.
-        soft: Soft accuracy, as a study measures it against its parents, `(items,)`.
+        gaps: Of all items.
+        read: From gaps `(items, wrong options)` to `(items,)`.
     """
 
-    graded: Array
-    right: Array
-    soft: Array
+    gaps: Gaps
+    read: Callable[[Array], Array]
+
+    def __getitem__(self, items: Any) -> Array:
+        """What some items are, `(items,)`."""
+        return self.read(self.gaps[items])
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What one recipe got on every item; `[items]` of a reading gives some, `[:]` all.
+
+    Attributes:
+        gaps: In nats.
+        scale: Of soft accuracies, nats.
+    """
+
+    gaps: Gaps
+    scale: float
+
+    @property
+    def graded(self) -> Column:
+        """Probability of the right option."""
+        return Column(self.gaps, probability)
+
+    @property
+    def right(self) -> Column:
+        """Whether the most probable option is the right one, 0 or 1."""
+        return Column(self.gaps, lambda gaps: correct(gaps).astype(np.float32))
+
+    @property
+    def soft(self) -> Column:
+        """Soft accuracy, as a study measures it against its parents."""
+        return Column(self.gaps, lambda gaps: expit(gaps.min(-1) / self.scale))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +98,7 @@ class Landscape:
         source: Gives the gaps.
         references: Fingerprints of the models that a study scores before its first trial.
         scale: Of soft accuracies, nats.
+        numeric: The same recipes without choices; None where that is no other space.
     """
 
     space: Space
@@ -69,31 +108,33 @@ class Landscape:
     source: Source
     references: tuple[str, ...]
     scale: float
+    numeric: "Landscape | None" = None
 
     def results(self, values: Values) -> Results:
         """What a recipe gets; numbers beyond a range are moved to its end."""
-        gaps = self.source(values)
-        soft = expit(gaps.min(-1) / self.scale)
-        return Results(probability(gaps), correct(gaps).astype(np.float32), soft)
+        return Results(self.source(values), self.scale)
 
     def fingerprint(self, values: Values) -> str:
         """The same for recipes that make the same model."""
         if self.space.recipe is None:
             return " ".join(map(str, values.values()))
-        return fingerprint(self.built.decode(values))
+        return fingerprint(self.built.decode(values), self.built.depths)
 
 
 @cache
 def landscape(name: str) -> Landscape:
-    """One of the benchmark's landscapes.
+    """One of the benchmark's landscapes that has a table.
 
     Raises:
         FileNotFoundError: If its table was not made yet.
     """
     space = SPACES[name]
-    source = _source(space)
-    built = search_space(space)
-    tasks = np.repeat(np.arange(len(TASKS)), _items(space) // len(TASKS))
+    return assembled(space, search_space(space), _source(space), _items(space))
+
+
+def assembled(space: Space, built: SearchSpace, source: Source, items: int) -> Landscape:
+    """A landscape of a space whose results are known from somewhere, on so many items."""
+    tasks = np.repeat(np.arange(len(TASKS)), items // len(TASKS))
     chosen = [[TASKS.index(task) for task in names] for names in space.objectives]
     return Landscape(
         space,
@@ -109,14 +150,14 @@ def landscape(name: str) -> Landscape:
 def _references(space: Space, built: SearchSpace) -> tuple[str, ...]:
     if space.recipe is None:  # the four models, and their average, which is none of the space
         return (*(" ".join([model] * (LAYERS + 1)) for model in MODELS), "average")
-    return tuple(fingerprint(recipe) for recipe in baselines(built).values())
+    return tuple(fingerprint(recipe, built.depths) for recipe in baselines(built).values())
 
 
 @cache
 def _scale() -> float:
     """As a study has it from its parents' margins on its items."""
     parent = _finite(TABLES / "layers.npz")
-    margins = [parent(dict.fromkeys(range(LAYERS + 1), model)).min(-1) for model in MODELS]
+    margins = [parent(dict.fromkeys(range(LAYERS + 1), model))[:].min(-1) for model in MODELS]
     return float(np.median(np.abs(margins))) / SOFTNESS
 
 
@@ -155,7 +196,7 @@ def _source(space: Space) -> Source:
 
 def _emulated(space: Space) -> Source:
     emulator = load_emulator(TABLES / f"{space.name}.npz")
-    base = _finite(TABLES / "layers.npz")(dict.fromkeys(range(LAYERS + 1), "base"))
+    base = _finite(TABLES / "layers.npz")(dict.fromkeys(range(LAYERS + 1), "base"))[:]
     reals = [d for d in search_space(space).dimensions if isinstance(d, Real)]
     low = np.array([d.low for d in reals], np.float32)
     width = np.array([d.high for d in reals], np.float32) - low
@@ -186,7 +227,7 @@ def _finite(file: Path) -> Source:
 
 
 def _chosen(parts: Mapping[str, Source]) -> Source:
-    def gaps(values: Values) -> Array:
+    def gaps(values: Values) -> Gaps:
         return parts[str(values["merge_method"])](values)
 
     return gaps

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from landscapes import Landscape, Results
+from landscapes import Column, Landscape, Results
 
 from search.space import Values
 
@@ -64,6 +64,7 @@ class Game:
         budget: Item evaluations that it may cost.
         trials: What was looked at, in order.
         spent: Evaluations so far.
+        proposing: CPU seconds that samplers of ours took.
     """
 
     landscape: Landscape
@@ -71,6 +72,7 @@ class Game:
     budget: int
     trials: list[Trial] = field(default_factory=list[Trial])
     spent: int = 0
+    proposing: float = 0.0
 
     def look(self, values: Values, items: Array | None = None, *, free: bool = False) -> Trial:
         """Evaluate a recipe.
@@ -114,7 +116,7 @@ def deal(landscape: Landscape, seed: int) -> Deal:
     return Deal(*(np.stack(role, axis=1).reshape(-1) for role in roles))
 
 
-def score(landscape: Landscape, values: Array, items: Array) -> tuple[float, ...]:
+def score(landscape: Landscape, values: Column, items: Array) -> tuple[float, ...]:
     """The mean of per-item values for each objective."""
     return tuple(float(values[items[own[items]]].mean()) for own in landscape.objectives)
 
@@ -129,8 +131,8 @@ def probability(game: Game, trial: Trial, items: Array | None = None) -> tuple[f
     return score(game.landscape, trial.results.graded, trial.seen if items is None else items)
 
 
-def per_item(results: Results, signal: str) -> Array:
-    """What a signal is on every item, `(items,)`, from 0 to 1."""
+def per_item(results: Results, signal: str) -> Column:
+    """What a signal is, item by item, from 0 to 1."""
     return {"accuracy": results.right, "probability": results.graded, "soft": results.soft}[signal]
 
 

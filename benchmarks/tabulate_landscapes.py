@@ -9,7 +9,7 @@ the right option of each item leads each wrong one. What was evaluated before is
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,20 @@ def _scaled(space: SearchSpace, point: np.ndarray[Any, Any]) -> Iterator[tuple[s
         yield dimension.name, dimension.low + float(share) * (dimension.high - dimension.low)
 
 
-def build_bench_in(cache: Path) -> Bench:
-    """A study's bench on the quickstart's models and the benchmark's own items."""
+def build_bench_in(cache: Path, recipe: Mapping[str, Any] | None = None) -> Bench:
+    """A study's bench on the quickstart's models and the benchmark's own items.
+
+    Args:
+        cache: Gets the tasks and the study file.
+        recipe: Of the study: what it can search, and so the deepest model that it can hold.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     family = cached_family(Console(stderr=True))
     write_tasks(cache / "tasks", family / "models", ITEMS + 3, 0)
     study = {
         "name": "landscapes",
         "models": {name: str(family / "models" / name) for name in MODELS},
-        "recipe": dict(SPACES["weights"].recipe or {}),
+        "recipe": dict(recipe or SPACES["weights"].recipe or {}),
         "objectives": [{"task": task, "metric": "acc"} for task in TASKS],
         "items": {"search": ITEMS, "select": 1, "holdout": 2, "seed": 0},
         "evaluation": {"tasks": [str(cache / "tasks")], "batch_size": 512},

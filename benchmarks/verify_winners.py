@@ -37,7 +37,7 @@ def main() -> None:
         chosen = {"starts": ground.built.starts()}
         chosen |= {one.name: _winners(ground, one, options.seeds) for one in who}
         for told, recipes in chosen.items():
-            near = [float(ground.results(values).right.mean()) for values in recipes]
+            near = [float(ground.results(values).right[:].mean()) for values in recipes]
             real = [
                 float(correct(gaps(to_dict(ground.built.decode(v)), bench)).mean()) for v in recipes
             ]
