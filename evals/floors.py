@@ -20,6 +20,21 @@ KEPT, BROKEN, UNTOLD = "kept", "broken", "not enough items"
 
 
 @dataclass(frozen=True, slots=True)
+class ParentFloor:
+    """A parent behind which a model may not fall.
+
+    Attributes:
+        name: The parent's.
+        card: Its card, on the same items as the model's.
+        slack: By how much it may be better, in the metric's own units.
+    """
+
+    name: str
+    card: Scorecard
+    slack: float
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """How far a model is above a floor, in the metric's own units.
 
@@ -48,7 +63,7 @@ class Room:
 def room_above(
     benchmark: Benchmark,
     card: Scorecard,
-    floor: float | tuple[str, Scorecard, float],
+    floor: float | ParentFloor,
     clusters: Clusters | None = None,
 ) -> Room:
     """Hold a model against a floor, by the items of one role.
@@ -56,23 +71,17 @@ def room_above(
     Args:
         benchmark: Whose metric has the floor.
         card: Of the model.
-        floor: A number of the metric, or a parent's name, its card on the same items and by how
-            much it may be better.
+        floor: A number of the metric, or a parent.
         clusters: The cluster of each item, `(items,)`; None where every item is its own.
     """
-    sign = 1.0 if benchmark.higher_is_better else -1.0
-    ours = _figure(benchmark, card)
-    if isinstance(floor, tuple):
-        name, reference, slack = floor
-        limit = _figure(benchmark, reference) - sign * slack
-    else:
-        name, reference, slack, limit = None, None, 0.0, floor
-    if falls(benchmark.aggregations[benchmark.metric.split(",")[0]]):
-        low, high = _by_ratio(benchmark, card, reference, limit, slack, clusters)
-    else:
-        low, high = _by_mean(benchmark, card, reference, limit, slack, clusters)
+    sign, figure = _sign(benchmark), _figure(benchmark, card)
+    against, limit = None, floor
+    if isinstance(limit, ParentFloor):
+        against, limit = limit.name, _figure(benchmark, limit.card) - sign * limit.slack
+    ratio = falls(benchmark.aggregations[benchmark.metric.split(",")[0]])
+    low, high = (_by_ratio if ratio else _by_mean)(benchmark, card, floor, clusters)
     verdict = KEPT if low >= 0 else BROKEN if high < 0 else UNTOLD
-    return Room(benchmark.name, ours, limit, name, sign * (ours - limit), low, high, verdict)
+    return Room(benchmark.name, figure, limit, against, sign * (figure - limit), low, high, verdict)
 
 
 def room_of(objective: str, figure: float, limit: float, against: str | None, sign: float) -> Room:
@@ -82,46 +91,39 @@ def room_of(objective: str, figure: float, limit: float, against: str | None, si
     return Room(objective, figure, limit, against, room, None, None, verdict)
 
 
+def _sign(benchmark: Benchmark) -> float:
+    """1 if a higher figure is better, as the study wants it, else -1."""
+    return 1.0 if benchmark.higher_is_better else -1.0
+
+
 def _figure(benchmark: Benchmark, card: Scorecard) -> float:
     role = card.role or Role.HOLDOUT
     return benchmark.figure(card.items[benchmark.name][benchmark.metric], role)
 
 
 def _by_mean(
-    benchmark: Benchmark,
-    card: Scorecard,
-    reference: Scorecard | None,
-    limit: float,
-    slack: float,
-    clusters: Clusters | None,
+    benchmark: Benchmark, card: Scorecard, floor: float | ParentFloor, clusters: Clusters | None
 ) -> tuple[float, float]:
     """Of figures that are means of per-item scores, or are shared out among items."""
     unit = next(score.unit for score in card.scores if score.task == benchmark.name)
-    sign = 1.0 if benchmark.higher_is_better else -1.0
-    (scores,) = item_scores(card, [benchmark])
-    if reference is None:
-        differences, slack = scores - sign * limit / unit, 0.0
+    (ours,) = item_scores(card, [benchmark])
+    if isinstance(floor, ParentFloor):
+        rest, slack = ours - item_scores(floor.card, [benchmark])[0], floor.slack
     else:
-        differences = scores - item_scores(reference, [benchmark])[0]
-    gain = paired_gains([differences[:, None]], [1.0], [clusters]).overall[0]
+        rest, slack = ours - _sign(benchmark) * floor / unit, 0.0
+    gain = paired_gains([rest[:, None]], [1.0], [clusters]).overall[0]
     return unit * gain.low + slack, unit * gain.high + slack
 
 
 def _by_ratio(
-    benchmark: Benchmark,
-    card: Scorecard,
-    reference: Scorecard | None,
-    limit: float,
-    slack: float,
-    clusters: Clusters | None,
+    benchmark: Benchmark, card: Scorecard, floor: float | ParentFloor, clusters: Clusters | None
 ) -> tuple[float, float]:
     """Of perplexities: functions of a sum of log-likelihoods over a sum of words, bytes or items.
 
     Log-likelihoods of both models and counts are resampled together.
     """
-    role = card.role or Role.HOLDOUT
-    cards = [card] if reference is None else [card, reference]
-    numbers = np.array(benchmark.members(role))
+    cards = [card, floor.card] if isinstance(floor, ParentFloor) else [card]
+    numbers = np.array(benchmark.members(card.role or Role.HOLDOUT))
     draws: list[Array] = []
     sizes: list[int] = []
     for number in np.unique(numbers):  # a group's tasks have a figure each
@@ -133,8 +135,9 @@ def _by_ratio(
         sizes.append(len(places))
     weights = sizes if benchmark.by_size else None
     figures = np.average(np.stack(draws), axis=0, weights=weights)
-    sign = 1.0 if benchmark.higher_is_better else -1.0  # a study may want it turned
-    limits = limit if reference is None else figures[:, 1] - sign * slack
+    sign = _sign(benchmark)
+    parent = isinstance(floor, ParentFloor)
+    limits = figures[:, 1] - sign * floor.slack if parent else floor
     rooms = sign * (figures[:, 0] - limits)
     low, high = np.quantile(rooms, (LEVEL / 2, 1 - LEVEL / 2))
     return float(low), float(high)

@@ -390,38 +390,14 @@ def _two(job, a, b, start, n, scratch):
         at, count = start + begin, end - begin
         target, root = _target(scratch, begin, count), _bf16(job.base + 2 * at, count)
         x, y = _source16(a, at, count), _source16(b, at, count)
-        k = _numbers_of(_NUMBERS, begin, count, scratch)
-        m = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
         p, q = _rule(a, at), _rule(b, at)
-        scale = job.scale if job.consensus else job.scale / job.divisor
-        plain = job.normalize == 0
-        if job.loop == WHOLE:
-            _two_whole(target, root, x, y, k, m, p, q, scale, plain)
-        elif job.loop == LARGE:
-            if job.consensus:
-                _two_large_agree(target, root, x, y, k, m, p, q, scale, plain)
-            else:
-                _two_large(target, root, x, y, k, m, p, q, scale, plain)
-        elif job.loop == BETWEEN:
-            if job.consensus and plain:
-                _two_between_vote(target, root, x, y, k, m, p, q, scale, plain)
-            elif job.consensus:
-                _two_between_agree(target, root, x, y, k, m, p, q, scale, plain)
-            else:
-                _two_between(target, root, x, y, k, m, p, q, scale, plain)
-        elif job.loop == RANKED:
-            sk = _scores(a, at, count)
-            sm = _scores(b, at, count)
-            if job.consensus:
-                _two_random_agree(target, root, x, y, sk, sm, p, q, scale, plain)
-            else:
-                _two_random(target, root, x, y, sk, sm, p, q, scale, plain)
-        elif job.consensus and plain:
-            _two_random_vote(target, root, x, y, k, m, p, q, scale, plain)
-        elif job.consensus:
-            _two_random_agree(target, root, x, y, k, m, p, q, scale, plain)
-        else:
-            _two_random(target, root, x, y, k, m, p, q, scale, plain)
+        if job.loop == RANKED:
+            k, m = _scores(a, at, count), _scores(b, at, count)
+            _random_two(job, target, root, x, y, k, m, p, q)
+        else:  # names of their own: scores have 16 bits, numbers 32
+            i = _numbers_of(_NUMBERS, begin, count, scratch)
+            j = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
+            _any_two(job, target, root, x, y, i, j, p, q)
         begin = end
 
 
@@ -438,40 +414,15 @@ def _three(job, a, b, c, start, n, scratch):
         at, count = start + begin, end - begin
         target, root = _target(scratch, begin, count), _bf16(job.base + 2 * at, count)
         x, y, z = _source16(a, at, count), _source16(b, at, count), _source16(c, at, count)
-        k = _numbers_of(_NUMBERS, begin, count, scratch)
-        m = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
-        o = _numbers_of(_NUMBERS if _shared(a, c) else _SHARE, begin, count, scratch)
         p, q, r = _rule(a, at), _rule(b, at), _rule(c, at)
-        scale = job.scale if job.consensus else job.scale / job.divisor
-        plain = job.normalize == 0
-        if job.loop == WHOLE:
-            _three_whole(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-        elif job.loop == LARGE:
-            if job.consensus:
-                _three_large_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-            else:
-                _three_large(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-        elif job.loop == BETWEEN:
-            if job.consensus and plain:
-                _three_between_vote(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-            elif job.consensus:
-                _three_between_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-            else:
-                _three_between(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-        elif job.loop == RANKED:
-            sk = _scores(a, at, count)
-            sm = _scores(b, at, count)
-            so = _scores(c, at, count)
-            if job.consensus:
-                _three_random_agree(target, root, x, y, z, sk, sm, so, p, q, r, scale, plain)
-            else:
-                _three_random(target, root, x, y, z, sk, sm, so, p, q, r, scale, plain)
-        elif job.consensus and plain:
-            _three_random_vote(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
-        elif job.consensus:
-            _three_random_agree(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+        if job.loop == RANKED:
+            k, m, o = _scores(a, at, count), _scores(b, at, count), _scores(c, at, count)
+            _random_three(job, target, root, x, y, z, k, m, o, p, q, r)
         else:
-            _three_random(target, root, x, y, z, k, m, o, p, q, r, scale, plain)
+            i = _numbers_of(_NUMBERS, begin, count, scratch)
+            j = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
+            h = _numbers_of(_NUMBERS if _shared(a, c) else _SHARE, begin, count, scratch)
+            _any_three(job, target, root, x, y, z, i, j, h, p, q, r)
         begin = end
 
 
@@ -583,15 +534,55 @@ def _loop3(kept, merged):
     return loop
 
 
-_two_whole, _three_whole = _loop2(_whole, _sum2), _loop3(_whole, _sum3)
-_two_large, _three_large = _loop2(_large, _sum2), _loop3(_large, _sum3)
-_two_between, _three_between = _loop2(_between, _sum2), _loop3(_between, _sum3)
-_two_random, _three_random = _loop2(_random, _sum2), _loop3(_random, _sum3)
-_two_large_agree, _three_large_agree = _loop2(_large, _agree2), _loop3(_large, _agree3)
-_two_between_agree, _three_between_agree = _loop2(_between, _agree2), _loop3(_between, _agree3)
-_two_random_agree, _three_random_agree = _loop2(_random, _agree2), _loop3(_random, _agree3)
-_two_between_vote, _three_between_vote = _loop2(_between, _vote2), _loop3(_between, _vote3)
-_two_random_vote, _three_random_vote = _loop2(_random, _vote2), _loop3(_random, _vote3)
+def _loops(loop, add, agree, vote):
+    """The loop that a job names, over any kept elements; and over random ones alone.
+
+    Args:
+        loop: `_loop2` or `_loop3`; the others merge as many.
+        add: Without consensus.
+        agree: With it.
+        vote: With it, where no weights are needed.
+    """
+    whole, large, large_agree = loop(_whole, add), loop(_large, add), loop(_large, agree)
+    between, between_agree, between_vote = (loop(_between, one) for one in (add, agree, vote))
+    random, random_agree, random_vote = (loop(_random, one) for one in (add, agree, vote))
+
+    @nb.njit(**_COMPILED)
+    def random_kept(job, *rows):
+        scale = job.scale if job.consensus else job.scale / job.divisor
+        plain = job.normalize == 0
+        if job.consensus and plain:
+            random_vote(*rows, scale, plain)
+        elif job.consensus:
+            random_agree(*rows, scale, plain)
+        else:
+            random(*rows, scale, plain)
+
+    @nb.njit(**_COMPILED)
+    def any_kept(job, *rows):
+        scale = job.scale if job.consensus else job.scale / job.divisor
+        plain = job.normalize == 0
+        if job.loop == WHOLE:
+            whole(*rows, scale, plain)
+        elif job.loop == LARGE and job.consensus:
+            large_agree(*rows, scale, plain)
+        elif job.loop == LARGE:
+            large(*rows, scale, plain)
+        elif job.loop == BETWEEN and job.consensus:
+            if plain:
+                between_vote(*rows, scale, plain)
+            else:
+                between_agree(*rows, scale, plain)
+        elif job.loop == BETWEEN:
+            between(*rows, scale, plain)
+        else:
+            random_kept(job, *rows)
+
+    return any_kept, random_kept
+
+
+_any_two, _random_two = _loops(_loop2, _sum2, _agree2, _vote2)
+_any_three, _random_three = _loops(_loop3, _sum3, _agree3, _vote3)
 
 
 @nb.njit(**_COMPILED)

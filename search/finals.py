@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from evals.compare import Comparison, Verdicts, compare
-from evals.floors import Room, room_above, room_of
+from evals.floors import ParentFloor, Room, room_above, room_of
 from evals.items import Role
 from evals.objective import item_scores, objective
 from evals.scorecard import Scorecard
@@ -326,7 +326,7 @@ def _rooms(
         rival = max(names, key=lambda name, aim=aim: aim.sign * aim.figure(known[name]))
         stated, slack = aim.config.limit, aim.slack
         if aim.benchmark is not None:
-            floor = stated if slack is None else (rival, cards[rival], slack)
+            floor = stated if slack is None else ParentFloor(rival, cards[rival], slack)
             assert not isinstance(floor, dict)
             assert floor is not None
             found.append(room_above(aim.benchmark, cards[WINNER], floor, clusters[aim.name]))

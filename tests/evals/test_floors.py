@@ -8,7 +8,7 @@ import pytest
 from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
 
 from evals.compare import compare
-from evals.floors import BROKEN, KEPT, UNTOLD, room_above, room_of
+from evals.floors import BROKEN, KEPT, UNTOLD, ParentFloor, room_above, room_of
 from evals.harness import Benchmark
 from evals.items import Role
 from evals.scorecard import Score, Scorecard, Value
@@ -56,7 +56,7 @@ BITS = benchmark(bits_per_byte, better=False)
 
 def test_against_a_parent_the_interval_is_that_of_the_gain():
     ours, theirs = card(answers(0.7, 0)), card(answers(0.6, 1))
-    room = room_above(ACC, ours, ("math", theirs, 0.0))
+    room = room_above(ACC, ours, ParentFloor("math", theirs, 0.0))
     gain = compare({"ours": ours, "math": theirs}, [("ours", "math")], [ACC]).overall[0].gain
     assert (room.low, room.high) == pytest.approx((gain.low, gain.high))
     assert room.room == pytest.approx(gain.value)
@@ -65,8 +65,8 @@ def test_against_a_parent_the_interval_is_that_of_the_gain():
 
 def test_slack_moves_the_limit_and_the_interval_alike():
     ours, theirs = card(answers(0.6, 0)), card(answers(0.6, 1))
-    strict = room_above(ACC, ours, ("math", theirs, 0.0))
-    loose = room_above(ACC, ours, ("math", theirs, 0.3))
+    strict = room_above(ACC, ours, ParentFloor("math", theirs, 0.0))
+    loose = room_above(ACC, ours, ParentFloor("math", theirs, 0.3))
     assert loose.limit == pytest.approx(strict.limit - 0.3)
     assert loose.low == pytest.approx(strict.low + 0.3)
     assert loose.room == pytest.approx(strict.room + 0.3)
@@ -85,7 +85,9 @@ def test_a_number_is_a_limit_too(number: float, verdict: str):
 @pytest.mark.parametrize("aggregate", [bits_per_byte, weighted_perplexity])
 def test_perplexities_are_resampled_as_what_they_are(aggregate: Callable[[Any], float]):
     ours, theirs = texts(1.0, 0), texts(1.1, 1)
-    found = room_above(benchmark(aggregate, better=False), card(ours), ("p", card(theirs), 0.0))
+    found = room_above(
+        benchmark(aggregate, better=False), card(ours), ParentFloor("p", card(theirs), 0.0)
+    )
     generator = np.random.default_rng(1)
     plain: list[float] = []
     for _ in range(1000):
@@ -108,7 +110,7 @@ def test_a_perplexity_of_single_answers_has_no_count():
 
 def test_the_same_model_keeps_to_its_own_figure():
     values = texts(1.0, 0)
-    room = room_above(BITS, card(values), ("p", card(values), 0.0))
+    room = room_above(BITS, card(values), ParentFloor("p", card(values), 0.0))
     assert (room.low, room.high, room.verdict) == (0.0, 0.0, KEPT)
 
 
