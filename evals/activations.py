@@ -1,11 +1,16 @@
-"""Hidden states kept from one candidate to the next: equal layers give equal activations.
+"""Hidden states kept from some candidates to the next: equal layers give equal activations.
 
 Where two candidates have the same embeddings and the same first layers, the second starts at the
 first layer that differs, from what the first had there. Nothing is approximated: the layers above
 get the very numbers that they would get otherwise.
+
+Kept is what the last two candidates have in common, since the next one probably has it too. Once
+candidates are seen to begin alike (orders of layers from the same parents do), states between the
+layers of the last few are kept as well, as many as there is room for.
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,6 +23,11 @@ Keys = Sequence[Hashable]
 """What stands for the weights before the layers, then for each layer's, `(1 + layers,)`."""
 
 LIMIT = 256 << 20  # bytes of hidden states, all depths together; for each kind of request
+_RECENT = 8  # candidates whose beginnings are remembered
+_CANDIDATES = 4  # candidates whose states share the room
+
+_Mark = tuple[int, int]
+"""A number of layers, and a hash of all weights up to there."""
 
 
 @dataclass(slots=True)
@@ -53,50 +63,74 @@ class Activations:
         self._model = model
         self._layers: Sequence[torch.nn.Module] = ()  # the present candidate's
         self._limit = int(share * limit)
-        self._kept: dict[int, _Kept] = {}  # by depth: where it started, and where the next may
+        self._kept: dict[_Mark, _Kept] = {}  # the least recently used first
+        self._held = 0  # bytes
+        self._unit = 0  # bytes of all passes at one depth, as far as was seen
         self._last: tuple[Hashable, ...] | None = None
-        self._start = self._keep = 0
+        self._begun: deque[int] = deque(maxlen=_RECENT)  # hashes of the last ones' first layers
+        self._from: _Mark | None = None  # where the present candidate starts
+        self._keep: dict[int, _Mark] = {}  # what is kept of it, by depth
 
     def clear(self) -> None:
         """Forget everything: the passes have changed."""
         self._kept.clear()
-        self._last = None
-
-    @property
-    def start(self) -> int:
-        """Layers that the present candidate leaves out."""
-        return self._start
-
-    @property
-    def bytes(self) -> int:
-        """What it holds."""
-        return sum(kept.bytes for kept in self._kept.values())
+        self._begun.clear()
+        self._last = self._from = None
+        self._keep, self._held, self._unit = {}, 0, 0
 
     def begin(self, keys: Keys | None) -> None:
-        """A candidate comes: see where it can start, and from where the next one may want to.
+        """A candidate comes: see where it can start, and from where later ones may want to.
 
         Args:
             keys: Its weights; None where nothing is known of them.
         """
-        self._start = self._keep = 0
+        self._unit = max([self._unit, *(self._kept[mark].bytes for mark in self._keep.values())])
+        self._from, self._keep = None, {}
         self._layers = () if keys is None else find_layers(self._model)
         if keys is None or len(self._layers) < 2 or len(keys) != len(self._layers) + 1:
             return
         now = tuple(keys)
-        kept = self._kept.items()
-        self._kept = {d: k for d, k in kept if k.states and k.keys == now[: d + 1]}
-        self._start = max((d for d in self._kept if d < len(self._layers)), default=0)
-        # What the last two have in common is what the next one probably has too.
+        marks = _marks(now)
+        for mark in marks:
+            if (kept := self._kept.get(mark)) and kept.states and kept.keys == now[: mark[0] + 1]:
+                self._kept[mark] = self._kept.pop(mark)  # the latest now
+                self._from = mark
+        wanted = self._between() if marks[0][1] in self._begun else set[int]()
         common = 0 if self._last is None else _common(self._last, now)
+        if common > self.start:
+            wanted.add(common)
         self._last = now
-        if common > self._start:
-            self._kept = {d: k for d, k in self._kept.items() if d == self._start}
-            self._keep = common
-            self._kept[common] = _Kept(now[: common + 1])
+        self._begun.append(marks[0][1])
+        self._keep = {mark[0]: mark for mark in marks if mark[0] in wanted}
+        for depth, mark in self._keep.items():
+            self._drop(mark)
+            self._kept[mark] = _Kept(now[: depth + 1])
+
+    def _between(self) -> set[int]:
+        """Depths above the start, evenly: as many as a candidate's part of the room allows."""
+        free = len(self._layers) - 1 - self.start
+        room = self._limit // (_CANDIDATES * self._unit) if self._unit else 0
+        count = min(free, room)
+        return {self.start + (free + 1) * (at + 1) // (count + 1) for at in range(count)}
+
+    def _drop(self, mark: _Mark) -> None:
+        if (gone := self._kept.pop(mark, None)) is not None:
+            self._held -= gone.bytes
+
+    @property
+    def start(self) -> int:
+        """Layers that the present candidate leaves out."""
+        return 0 if self._from is None else self._from[0]
+
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        return self._held
 
     def complete(self, passes: range) -> bool:
         """Whether all of these passes can start above the bottom."""
-        return self._start > 0 and all(i in self._kept[self._start].states for i in passes)
+        known = self._kept[self._from].states if self._from is not None else {}
+        return bool(known) and all(number in known for number in passes)
 
     @contextlib.contextmanager
     def layers(self, number: int, skip: bool = True) -> Generator[None]:
@@ -107,29 +141,27 @@ class Activations:
             skip: Whether it may leave out layers.
         """
         with contextlib.ExitStack() as stack:
-            kept = self._kept.get(self._start) if skip else None
+            kept = self._kept[self._from] if skip and self._from is not None else None
             if kept is not None and (state := kept.states.get(number)) is not None:
                 blanks = kept.blanks
                 output = state if blanks is None else (state, *(None,) * blanks)
-                stack.enter_context(_standing_in(self._layers[: self._start], output))
-            if self._keep:
-                stack.enter_context(self._recording(number))
+                stack.enter_context(_standing_in(self._layers[: self.start], output))
+            for depth, mark in self._keep.items():
+                stack.enter_context(self._recording(number, depth, self._kept[mark]))
             yield
 
     @contextlib.contextmanager
     def whole(self) -> Generator[None]:
         """Leave out and record nothing meanwhile."""
-        plan = self._start, self._keep
-        self._start = self._keep = 0
+        plan = self._from, self._keep
+        self._from, self._keep = None, {}
         try:
             yield
         finally:
-            self._start, self._keep = plan
+            self._from, self._keep = plan
 
     @contextlib.contextmanager
-    def _recording(self, number: int) -> Generator[None]:
-        kept = self._kept[self._keep]
-
+    def _recording(self, number: int, depth: int, kept: _Kept) -> Generator[None]:
         def record(_layer: Any, _inputs: Any, output: Any) -> None:
             more: tuple[Any, ...] | None = None
             state: torch.Tensor = output
@@ -137,14 +169,24 @@ class Activations:
                 state, *others = cast("tuple[Any, ...]", output)
                 more = tuple(others)
             kept.blanks = None if more is None else len(more)
-            if self.bytes + state.nbytes <= self._limit:
+            if number not in kept.states and self._room(state.nbytes):
                 kept.states[number] = state
+                self._held += state.nbytes
 
-        hook = self._layers[self._keep - 1].register_forward_hook(record)
+        hook = self._layers[depth - 1].register_forward_hook(record)
         try:
             yield
         finally:
             hook.remove()
+
+    def _room(self, wanted: int) -> bool:
+        """Make room by forgetting what was used longest ago; the present candidate's stays."""
+        mine = {self._from, *self._keep.values()}
+        for mark in [mark for mark in self._kept if mark not in mine]:
+            if self._held + wanted <= self._limit:
+                break
+            self._drop(mark)
+        return self._held + wanted <= self._limit
 
 
 def find_layers(model: Any) -> Sequence[torch.nn.Module]:
@@ -183,6 +225,16 @@ def used_after(model: Any) -> list[torch.Tensor]:
     before = {id(p) for module in own if module not in late for p in module.parameters(False)}
     before |= {id(p) for module in early for p in module.parameters(False)}
     return [p for module in late for p in module.parameters(False) if id(p) not in before]
+
+
+def _marks(keys: tuple[Hashable, ...]) -> list[_Mark]:
+    """Of each depth but none and all of the layers, `(layers - 1,)`."""
+    marks: list[_Mark] = []
+    seen = hash(keys[0])
+    for depth in range(1, len(keys) - 1):
+        seen = hash((seen, keys[depth]))
+        marks.append((depth, seen))
+    return marks
 
 
 def _common(one: Keys, other: Keys) -> int:

@@ -50,10 +50,24 @@ def test_a_change_further_down_runs_everything_above_it():
     search = Search("llama")
     assert [search.left_out(4) for _ in range(3)] == [0, 0, 4]
     assert search.left_out(2) == 0  # nothing is kept at so low a depth yet
-    assert search.left_out(3) == 2
     assert search.left_out(3) == 3
+    assert search.left_out(4) == 4
     assert search.left_out(0, 5) == 0
     assert search.left_out(5) == 0
+    assert search.left_out(5) == 5
+
+
+def test_a_candidate_may_begin_like_one_before_the_last():
+    """As orders of layers do: two of them take turns, and each goes on from its own kind."""
+    search = Search("llama")
+    assert [search.left_out(5) for _ in range(3)] == [0, 0, 5]
+    before = search.keys.copy(), [p.clone() for p in search.model.parameters()]
+    assert search.left_out(1, 3) == 0
+    assert search.left_out(3) == 3
+    with torch.no_grad():
+        for parameter, value in zip(search.model.parameters(), before[1], strict=True):
+            parameter.copy_(value)
+    search.keys = before[0]
     assert search.left_out(5) == 5
 
 
