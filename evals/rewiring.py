@@ -186,7 +186,7 @@ class Wiring:
         found: dict[tuple[int, Kind], torch.nn.Module] = {}
         for (at, kind), layer in zip(enumerate(wish.kinds), stack, strict=True):
             if (known := self._layers.get((at, kind))) is not None:
-                _check_alike(at, known, layer, wish.depth)
+                _check_alike(at, known, layer, wish)
             else:
                 found[at, kind] = self._grafted(at, layer, skeleton)
         outside = dict(_outside(skeleton, stack))
@@ -337,15 +337,17 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _check_alike(at: int, known: torch.nn.Module, fresh: torch.nn.Module, depth: int) -> None:
+def _check_alike(at: int, known: torch.nn.Module, fresh: torch.nn.Module, wish: Wish) -> None:
     """Refuse a plan under which a layer of the same place and kind would be another one."""
     expected = {p: v for path, part in fresh.named_modules() for p, v in _held(path, part)}
     found = {p: v for path, part in known.named_modules() for p, v in _held(path, part)}
+    lists = [list(entries) for _, entries in wish.lists]  # a layer goes by its own entry of them
     for place in expected.keys() | found.keys():
         mine, other = found.get(place, _ABSENT), expected.get(place, _ABSENT)
-        if not _equal(mine, other):
+        if not _equal(mine, other) and not (isinstance(other, list) and other in lists):
+            where = ".".join(filter(None, (place.module, place.name)))
             raise EvaluationError(
-                f"layer {at} depends on more than its own kind: '{place.module}.{place.name}' is "
-                f"{other} in a model of {depth} layers like this plan's, and {mine} in the live "
-                "one; such layers can't be moved"
+                f"layer {at} depends on more than its own kind: '{where}' is {other} in a model "
+                f"of {wish.depth} layers like this plan's, and {mine} in the live one; such "
+                "layers can't be moved"
             )
