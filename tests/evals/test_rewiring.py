@@ -12,15 +12,16 @@ import torch
 from tiny_families import family_logits, load_family, write_family_model
 from tiny_models import tokenizer
 
+import merge_core.apply
 from evals.configuration import with_layer_lists
 from evals.errors import EvaluationError
 from evals.resident import Resident, build_resident
-from merge_core.apply import Workbench, apply
+from merge_core.apply import Pack, Workbench, apply
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.export import write_model
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
-from merge_core.recipe import Recipe, Slice, Source
+from merge_core.recipe import Recipe, Setting, Slice, Source
 
 CPU = torch.device("cpu")
 LAYERS = 5
@@ -87,7 +88,8 @@ def live_model(folders: dict[str, Path], deepest: Walk) -> Live:
     plan = compile_plan(recipe_of(deepest), parents)
     names = [step.out for step in plan.steps]
     resident = build_resident(plan.config, folders["a"], names, torch.float32, CPU)
-    return Live(parents, resident, Workbench(Parents(parents, CPU), resident.slots))
+    packs = [Pack(*pack) for pack in resident.packs]
+    return Live(parents, resident, Workbench(Parents(parents, CPU), resident.slots, packs))
 
 
 def whole(name: str, layers: int = LAYERS) -> Walk:
@@ -155,6 +157,59 @@ def test_what_is_passed_through_is_lent_and_repeats_share_it(folders):
     assert [w.data_ptr() == source.data_ptr() for w in weights] == [True, False, True, True]
     assert {layer.self_attn.layer_idx for layer in stack} == {0, 1, 2, 3}
     assert set(live.bench.lent) == {step.out for step in live.be([("b", 0)] * 4).steps}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_there_change_places(folders, monkeypatch, family: str):
+    """They are packed, so a parent's tensors can't be lent; only what is new is copied."""
+    live, other = (live_model(folders(family), whole("a")) for _ in range(2))
+    other.bench.packs = ()  # copies them all
+    copied = counted(monkeypatch)
+    live.be(whole("a"))
+    whole_layers = len(copied)
+    held = {pack.data_ptr() for pack, _ in live.resident.packs}
+    chance = random.Random(0)
+    for number in range(6):
+        order = chance.sample(whole("a"), LAYERS)
+        fresh = ("b", number % LAYERS)
+        for walk, new in ((order, None), (order[1:], 0), ([fresh, *order[1:]], 1), (order, 1)):
+            copied.clear()
+            found = live.logits(walk)
+            if new is not None:
+                assert len(copied) == new * whole_layers / LAYERS
+            assert torch.equal(found, other.logits(walk))
+    assert {pack.data_ptr() for pack, _ in live.resident.packs} == held
+    for pack, names in live.resident.packs:
+        first, end = pack.data_ptr(), pack.data_ptr() + pack.nbytes
+        assert all(first <= live.resident.slots[name].data_ptr() < end for name in names)
+
+
+def test_packs_of_merges_stay_where_they_are(folders):
+    """What was merged is no parent's, so nothing is known of where else it belongs."""
+    live, other = (live_model(folders("mixtral"), whole("a")) for _ in range(2))
+    other.bench.packs = ()
+    pair = tuple(Slice((Source("a", (at, at + 1)), Source("b", (at, at + 1)))) for at in (0, 1, 2))
+    merged = Recipe("linear", pair, None, (("weight", (Setting(None, 0.5),)),))
+    for recipe in (recipe_of(whole("a")), merged, recipe_of(whole("a")[::-1]), merged):
+        for one in (live, other):
+            plan = compile_plan(recipe, one.parents)
+            one.resident.wiring.rewire(plan.config)  # pyright: ignore
+            apply(plan, one.bench)
+        assert torch.equal(family_logits(live.resident.model), family_logits(other.resident.model))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tensors that are written rather than lent."""
+    names: list[str] = []
+    run = merge_core.apply.run_steps
+
+    def running(steps: Any, geometry: Any) -> None:
+        steps = list(steps)
+        names.extend(step.out for step, _ in steps)
+        run(steps, geometry)
+
+    monkeypatch.setattr(merge_core.apply, "run_steps", running)
+    return names
 
 
 def test_skeletons_are_built_for_new_kinds_and_depths_only(folders, monkeypatch):
