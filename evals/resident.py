@@ -36,12 +36,14 @@ class Resident:
         tokenizer: The donor's.
         slots: The model's tensors by checkpoint name, each storage once.
         wiring: Gives it the layers of another plan.
+        packs: Tensors that hold several slots as views, with the slots' names.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     slots: dict[str, torch.Tensor]
     wiring: Wiring | None = None
+    packs: tuple[tuple[torch.Tensor, tuple[str, ...]], ...] = ()
 
 
 def build_resident(
@@ -74,7 +76,9 @@ def build_resident(
     )
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)  # pyright: ignore
-    return Resident(model.eval(), load_tokenizer(folder), match_slots(model, names), wiring)
+    places = list(_places(model, names))
+    slots = _match(model, places)
+    return Resident(model.eval(), load_tokenizer(folder), slots, wiring, _packs(model, places))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -98,11 +102,15 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
     Raises:
         EvaluationError: If the two don't cover each other, or a packing can't be written in place.
     """
+    return _match(model, list(_places(model, names)))
+
+
+def _match(model: PreTrainedModel, places: Iterable["_Place"]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
     slots: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
     packed: dict[str, list[_Place]] = {}
-    for place in _places(model, names, tensors):
+    for place in places:
         if (tensor := tensors.get(place.live)) is None:
             _check_ignored(model, place.stored)
         elif place.rule is not None:
@@ -111,9 +119,9 @@ def match_slots(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch
             taken.add(tensor.data_ptr())
             # The parameter itself, which a merge may rebind; it is never trained.
             slots[place.stored] = tensor.requires_grad_(False)
-    for live, places in packed.items():
+    for live, parts in packed.items():
         taken.add(tensors[live].data_ptr())
-        slots |= _unpack(tensors[live].data, places)
+        slots |= _unpack(tensors[live].data, parts)
     missing = [name for name, tensor in tensors.items() if tensor.data_ptr() not in taken]
     if missing:
         raise EvaluationError(
@@ -133,15 +141,24 @@ class _Place:
     rule: loading.WeightConverter | None
 
 
-def _places(
-    model: PreTrainedModel, names: Iterable[str], tensors: Mapping[str, torch.Tensor]
-) -> Iterator[_Place]:
+def _packs(
+    model: PreTrainedModel, places: Iterable[_Place]
+) -> tuple[tuple[torch.Tensor, tuple[str, ...]], ...]:
+    tensors = dict(model.state_dict(keep_vars=True))
+    packed: dict[str, list[str]] = {}
+    for place in places:
+        if place.rule is not None:
+            packed.setdefault(place.live, []).append(place.stored)
+    return tuple((tensors[live], tuple(names)) for live, names in packed.items())
+
+
+def _places(model: PreTrainedModel, names: Iterable[str]) -> Iterator[_Place]:
     """Each checkpoint name with the name under which transformers would load it."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, loading.WeightRenaming)]
     packings = [rule for rule in rules if isinstance(rule, loading.WeightConverter)]
     by_pattern = {pattern: rule for rule in packings for pattern in rule.source_patterns}
-    live = dict(tensors)
+    live = dict(model.state_dict())
     for name in names:
         place, pattern = loading.rename_source_key(  # pyright: ignore[reportUnknownMemberType]
             name, renamings, packings, model.base_model_prefix, live

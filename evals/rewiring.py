@@ -11,6 +11,7 @@ where it says that a layer depends on the depth, the plan is refused.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -81,6 +82,7 @@ class Wiring:
         }
         self._changed: set[_Place] = set()  # outside the layers, from how it was built
         self._wishes: dict[Any, Wish] = {}
+        self._read_depths = set[int]()  # that the family's class took
 
     @property
     def depth(self) -> int:
@@ -128,13 +130,16 @@ class Wiring:
 
         Those of the depth that the model was built with, their lists turned step by step.
         """
-        kinds, seen = self._first.kinds, set[tuple[int, Kind]]()
-        for step in range(len(kinds)):
-            turned = {*enumerate((*kinds[step:], *kinds[:step]))}
+        seen = set[tuple[int, Kind]]()
+        for step in range(self.deepest):
+            turned = {*enumerate(self._turned(step).kinds)}
             if not turned <= seen:
                 seen |= turned
-                lists = tuple((n, (*e[step:], *e[:step])) for n, e in self._first.lists)
-                yield self._as(Wish(self._first.depth, lists)) if step else self._built
+                yield self._as(self._turned(step))
+
+    def _turned(self, step: int) -> Wish:
+        lists = tuple((n, (*e[step:], *e[:step])) for n, e in self._first.lists)
+        return Wish(self._first.depth, lists)
 
     def _as(self, wish: Wish) -> Config:
         """The configuration that it was built with, its layers changed."""
@@ -186,7 +191,7 @@ class Wiring:
         found: dict[tuple[int, Kind], torch.nn.Module] = {}
         for (at, kind), layer in zip(enumerate(wish.kinds), stack, strict=True):
             if (known := self._layers.get((at, kind))) is not None:
-                _check_alike(at, known, layer, wish.depth)
+                _check_alike(at, known, layer, wish)
             else:
                 found[at, kind] = self._grafted(at, layer, skeleton)
         outside = dict(_outside(skeleton, stack))
@@ -238,9 +243,31 @@ class Wiring:
         part = config if self._part is None else config[self._part]
         names = ("num_hidden_layers", self._config.attribute_map.get("num_hidden_layers"))
         key = tuple(_frozen(part.get(name)) for name in (*names, *self._lists))
-        if key not in self._wishes:
-            self._wishes[key] = self._checked(self._read(self._parse(config)), part)
-        return self._wishes[key]
+        if (known := self._wishes.get(key)) is not None:
+            return known
+        given = [part.get(name) for name in self._lists]
+        depth = len(given[0]) if given and isinstance(given[0], list) else 0
+        stated = all(isinstance(one, list) and len(one) == depth for one in given)
+        if stated and depth in self._read_depths and self._follows:  # the class takes a millisecond
+            entries = (tuple(cast("list[Any]", one)) for one in given)
+            wish = Wish(depth, tuple(zip(self._lists, entries, strict=True)))
+        else:
+            wish = self._checked(self._read(self._parse(config)), part)
+            self._read_depths.add(wish.depth)
+        self._wishes[key] = wish
+        return wish
+
+    @cached_property
+    def _follows(self) -> bool:
+        """Whether the family's class was seen to go by lists that no rule would give."""
+        for step in range(1, self.deepest):
+            turned = self._turned(step)
+            if turned != self._first:
+                try:
+                    return self._read(self._parse(self._as(turned))) == turned
+                except EvaluationError:
+                    return False
+        return False
 
     def _checked(self, wish: Wish, part: Config) -> Wish:
         """Refuse a list that the family's class doesn't go by."""
@@ -337,15 +364,17 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _check_alike(at: int, known: torch.nn.Module, fresh: torch.nn.Module, depth: int) -> None:
+def _check_alike(at: int, known: torch.nn.Module, fresh: torch.nn.Module, wish: Wish) -> None:
     """Refuse a plan under which a layer of the same place and kind would be another one."""
     expected = {p: v for path, part in fresh.named_modules() for p, v in _held(path, part)}
     found = {p: v for path, part in known.named_modules() for p, v in _held(path, part)}
+    lists = [list(entries) for _, entries in wish.lists]  # a layer goes by its own entry of them
     for place in expected.keys() | found.keys():
         mine, other = found.get(place, _ABSENT), expected.get(place, _ABSENT)
-        if not _equal(mine, other):
+        if not _equal(mine, other) and not (isinstance(other, list) and other in lists):
+            where = ".".join(filter(None, (place.module, place.name)))
             raise EvaluationError(
-                f"layer {at} depends on more than its own kind: '{place.module}.{place.name}' is "
-                f"{other} in a model of {depth} layers like this plan's, and {mine} in the live "
-                "one; such layers can't be moved"
+                f"layer {at} depends on more than its own kind: '{where}' is {other} in a model "
+                f"of {wish.depth} layers like this plan's, and {mine} in the live one; such "
+                "layers can't be moved"
             )

@@ -30,7 +30,7 @@ from evals.settings import Settings
 from evals.tasks import OpenTask, open_tasks, seal
 from evals.texts import CHARS, text_task
 from merge_core.alignment import Aligned
-from merge_core.apply import Workbench, apply
+from merge_core.apply import Pack, Workbench, apply
 from merge_core.checkpoint import Checkpoint, digest
 from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
@@ -270,7 +270,8 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         harness = Harness(resident, study.tasks, roles, settings)
         harness.shares = _rungs(study.config, harness)
         parents = Parents(study.checkpoints, study.device, study.scratch)
-        bench = Bench(study, Workbench(parents, resident.slots), harness)
+        packs = [Pack(*pack) for pack in resident.packs]
+        bench = Bench(study, Workbench(parents, resident.slots, packs), harness)
         _check_places(bench)
     except EvaluationError as error:
         raise StudyError([str(error)]) from None

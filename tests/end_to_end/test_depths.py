@@ -1,5 +1,6 @@
 """A search whose candidates and parents have several depths."""
 
+import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 from rich.console import Console
 from stored_trials import history, stored
 from tiny_models import write_model
-from tiny_study import study_dict, write_study
+from tiny_study import study_dict, write_study, write_tasks
 
 from search.bench import check_study
 from search.commands import export_study, run_study
+from search.errors import StudyError
 from search.study import open_study
 
 QUIET = Console(file=StringIO())
@@ -84,3 +86,30 @@ def test_a_study_that_is_resumed_is_the_same(finished: Path, tmp_path: Path):
         halved = depth_study(tmp_path, trials)
         run_study(halved, QUIET)
     assert history(halved) == history(finished)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_layers_that_must_keep_their_places_are_not_moved(tmp_path: Path, order: tuple[int, int]):
+    """A GPT-2 whose attention is scaled by the layer's number."""
+    model = write_model(tmp_path / "models/a", "gpt2", layers=2)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"scale_attn_by_inverse_layer_idx": True}
+    (model / "config.json").write_text(json.dumps(config))
+    scale = {"parameters": {"scale": {"range": [0.9, 1.1]}}}
+    slices = [passthrough("a", at, at + 1) for at in order]
+    slices[0]["sources"][0] |= scale
+    write_tasks(tmp_path)
+    study = write_study(
+        tmp_path,
+        study_dict(
+            models={"a": "./models/a"},
+            recipe={"merge_method": "passthrough", "slices": slices},
+            search={"sampler": "random", "trials": 1, "finalists": 1},
+        ),
+    )
+    if order == (0, 1):
+        run_study(study, QUIET)
+        assert "scorecard" in stored(study)[0].user_attrs
+    else:
+        with pytest.raises(StudyError, match=r"layer 0 of layer 1 of 'a', and layers of GPT2"):
+            run_study(study, QUIET)

@@ -93,6 +93,25 @@ def test_a_candidate_of_which_nothing_is_known_runs_everything():
     assert search.knowing.left_out == 0
 
 
+def test_candidates_of_several_depths():
+    """What is left out is what the last two have in common, whatever their depths."""
+    search = Search("llama")
+    stack, config = search.model.model.layers, search.model.config
+    layers = list(stack)
+
+    def left_out(depth: int, *changed: int) -> int:
+        stack._modules = {str(at): layer for at, layer in enumerate(layers[:depth])}
+        config.num_hidden_layers = depth
+        search.change(*changed)
+        keys = tuple(search.keys[: depth + 1])
+        ours = search.knowing.score(keys)
+        assert ours == search.unknowing.score()
+        return search.knowing.left_out
+
+    assert [left_out(depth) for depth in (6, 6, 6, 4, 4, 4)] == [0, 0, 5, 0, 3, 3]
+    assert [left_out(depth) for depth in (6, 5, 3, 5, 6)] == [3, 3, 0, 2, 2]
+
+
 @pytest.mark.parametrize("limit", [0, 20_000, 60_000])
 def test_it_holds_no_more_than_it_may(limit: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evals.activations.Activations.__init__, "__defaults__", (limit,))

@@ -1,8 +1,9 @@
 """A rewired live model is the model that transformers builds of the same plan, bit for bit."""
 
+import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from tiny_families import family_logits, load_family, write_family_model
 from tiny_models import tokenizer
 
+import merge_core.apply
+from evals.configuration import with_layer_lists
+from evals.errors import EvaluationError
 from evals.resident import Resident, build_resident
-from merge_core.apply import Workbench, apply
+from merge_core.apply import Pack, Workbench, apply
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.export import write_model
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
-from merge_core.recipe import Recipe, Slice, Source
+from merge_core.recipe import Recipe, Setting, Slice, Source
 
 CPU = torch.device("cpu")
 LAYERS = 5
@@ -84,7 +88,8 @@ def live_model(folders: dict[str, Path], deepest: Walk) -> Live:
     plan = compile_plan(recipe_of(deepest), parents)
     names = [step.out for step in plan.steps]
     resident = build_resident(plan.config, folders["a"], names, torch.float32, CPU)
-    return Live(parents, resident, Workbench(Parents(parents, CPU), resident.slots))
+    packs = [Pack(*pack) for pack in resident.packs]
+    return Live(parents, resident, Workbench(Parents(parents, CPU), resident.slots, packs))
 
 
 def whole(name: str, layers: int = LAYERS) -> Walk:
@@ -125,3 +130,216 @@ def test_any_plan_is_the_model_that_transformers_loads(folders, tmp_path: Path, 
         assert torch.equal(live.logits(walk), expected)
     assert torch.equal(found[0], family_logits(load_family(folders(family)["a"], family)))
     assert not torch.equal(found[0], found[-1])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2", "smollm3"])
+def test_generation_with_a_cache_is_generation_without(folders, family: str):
+    live = live_model(folders(family), random_walk(3, LAYERS + 3, LAYERS + 3))
+    model: Any = live.resident.model
+    for walk in (random_walk(1), random_walk(5, LAYERS + 1), whole("b")):
+        live.be(walk)
+        tokens = torch.tensor([[1, 20, 33, 7, 50]])
+        made = model.generate(tokens, max_new_tokens=8, do_sample=False, eos_token_id=None)
+        for at in range(tokens.shape[1], made.shape[1]):
+            logits = model(made[:, :at], use_cache=False).logits[0, -1]
+            assert logits.max() - logits[made[0, at]] < 1e-4
+        with torch.inference_mode():
+            cache = model(made, use_cache=True).past_key_values
+        assert len(cache.layers) == len(walk)
+
+
+def test_what_is_passed_through_is_lent_and_repeats_share_it(folders):
+    live = live_model(folders("llama"), [*whole("a"), *whole("b")])
+    live.be([("a", 2), ("b", 1), ("a", 2), ("a", 2)])
+    stack: Any = live.resident.model.model.layers
+    source = live.bench.parents.tensor("a", "model.layers.2.mlp.up_proj.weight")
+    weights = [layer.mlp.up_proj.weight for layer in stack]
+    assert [w.data_ptr() == source.data_ptr() for w in weights] == [True, False, True, True]
+    assert {layer.self_attn.layer_idx for layer in stack} == {0, 1, 2, 3}
+    assert set(live.bench.lent) == {step.out for step in live.be([("b", 0)] * 4).steps}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_there_change_places(folders, monkeypatch, family: str):
+    """They are packed, so a parent's tensors can't be lent; only what is new is copied."""
+    live, other = (live_model(folders(family), whole("a")) for _ in range(2))
+    other.bench.packs = ()  # copies them all
+    copied = counted(monkeypatch)
+    live.be(whole("a"))
+    whole_layers = len(copied)
+    held = {pack.data_ptr() for pack, _ in live.resident.packs}
+    chance = random.Random(0)
+    for number in range(6):
+        order = chance.sample(whole("a"), LAYERS)
+        fresh = ("b", number % LAYERS)
+        for walk, new in ((order, None), (order[1:], 0), ([fresh, *order[1:]], 1), (order, 1)):
+            copied.clear()
+            found = live.logits(walk)
+            if new is not None:
+                assert len(copied) == new * whole_layers / LAYERS
+            assert torch.equal(found, other.logits(walk))
+    assert {pack.data_ptr() for pack, _ in live.resident.packs} == held
+    for pack, names in live.resident.packs:
+        first, end = pack.data_ptr(), pack.data_ptr() + pack.nbytes
+        assert all(first <= live.resident.slots[name].data_ptr() < end for name in names)
+
+
+def test_packs_of_merges_stay_where_they_are(folders):
+    """What was merged is no parent's, so nothing is known of where else it belongs."""
+    live, other = (live_model(folders("mixtral"), whole("a")) for _ in range(2))
+    other.bench.packs = ()
+    pair = tuple(Slice((Source("a", (at, at + 1)), Source("b", (at, at + 1)))) for at in (0, 1, 2))
+    merged = Recipe("linear", pair, None, (("weight", (Setting(None, 0.5),)),))
+    for recipe in (recipe_of(whole("a")), merged, recipe_of(whole("a")[::-1]), merged):
+        for one in (live, other):
+            plan = compile_plan(recipe, one.parents)
+            one.resident.wiring.rewire(plan.config)  # pyright: ignore
+            apply(plan, one.bench)
+        assert torch.equal(family_logits(live.resident.model), family_logits(other.resident.model))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tensors that are written rather than lent."""
+    names: list[str] = []
+    run = merge_core.apply.run_steps
+
+    def running(steps: Any, geometry: Any) -> None:
+        steps = list(steps)
+        names.extend(step.out for step, _ in steps)
+        run(steps, geometry)
+
+    monkeypatch.setattr(merge_core.apply, "run_steps", running)
+    return names
+
+
+def test_skeletons_are_built_for_new_kinds_and_depths_only(folders, monkeypatch):
+    live = live_model(folders("gemma2"), random_walk(3, LAYERS + 3, LAYERS + 3))
+    wiring: Any = live.resident.wiring
+    built: list[int] = []
+    build = wiring._build
+    monkeypatch.setattr(wiring, "_build", lambda config: (built.append(1), build(config))[1])
+    walks = [random_walk(seed, LAYERS, LAYERS) for seed in range(12)]
+    for walk in walks:
+        live.be(walk)
+    assert 1 <= len(built) < 8
+    done = len(built)
+    for walk in walks:
+        live.be(walk)
+    assert len(built) == done
+
+
+def test_layers_keep_their_own_kind_of_attention(folders):
+    """Layer 2 alone attends to everything in this Gemma 3; it does so wherever it is."""
+    live = live_model(folders("gemma3_text"), whole("a"))
+    live.be([("a", 2), ("a", 0), ("b", 2), ("a", 1)])
+    stack: Any = live.resident.model.model.layers
+    sliding = [layer.self_attn.sliding_window for layer in stack]
+    assert [window is None for window in sliding] == [True, False, True, False]
+    assert live.resident.model.config.layer_types[::2] == ["full_attention"] * 2
+    cache: Any = live.resident.model(torch.tensor([[1, 5]]), use_cache=True).past_key_values
+    assert cache.is_sliding == [False, True, False, True]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_kind_that_the_live_model_was_built_without(folders, tmp_path: Path, first: int):
+    """Qwen 2 then makes no sliding masks at all, and Gemma 3 no frequencies for them."""
+    for family, pure in (("qwen2", [(0, 2, 4), (1, 3)]), ("gemma3_text", [(0, 1, 3), (2,)])):
+        one, other = ([("a", at) for at in kind] for kind in (pure[first], pure[1 - first]))
+        live = live_model(folders(family), one * 5)
+        for number, walk in enumerate((other, one, [*one, *other], other)):
+            expected = fresh_logits(live, walk, family, tmp_path / f"{family}{number}")
+            assert torch.equal(live.logits(walk), expected)
+
+
+def test_a_plan_deeper_than_the_live_model_changes_nothing(folders):
+    live = live_model(folders("llama"), whole("a"))
+    before = live.logits(whole("a"))
+    with pytest.raises(EvaluationError, match=r"the plan has 6 layers, .* built for at most 5"):
+        live.be([*whole("a"), ("b", 0)])
+    assert torch.equal(family_logits(live.resident.model), before)
+
+
+def test_kinds_with_other_tensors_keep_their_places(tmp_path: Path):
+    kinds = ["conv", "full_attention", "conv"]
+    for seed, name in enumerate("ab"):
+        folder = write_family_model(tmp_path / name, "lfm2", seed, layers=3, layer_types=kinds)
+        tokenizer().save_pretrained(folder)
+    live = live_model({name: tmp_path / name for name in "ab"}, whole("a", 3))
+    live.logits([("b", 2), ("a", 1), ("b", 0)])
+    with pytest.raises(EvaluationError, match=r"layer 0: the live model's has a tensor 'conv"):
+        live.be([("a", 1), ("a", 0), ("b", 2)])
+
+
+def test_a_list_that_its_family_does_not_go_by_is_refused(folders, monkeypatch):
+    live = live_model(folders("gemma2"), whole("a"))
+    wiring: Any = live.resident.wiring
+    built = wiring._parse(live.plan(whole("a")).config)
+    monkeypatch.setattr(wiring, "_parse", lambda _: built)
+    with pytest.raises(EvaluationError, match=r"by 'layer_types' layers are .* rule of its own"):
+        live.be([("a", 1), ("a", 0), ("b", 2), ("a", 3), ("a", 4)])
+
+
+def test_a_layer_that_depends_on_the_depth_is_refused(folders, monkeypatch):
+    live = live_model(folders("llama"), whole("a"))
+    build: Any = type(live.resident.model.model.layers[0]).__init__  # pyright: ignore
+
+    def scaled(self: Any, config: Any, layer_idx: int) -> None:
+        build(self, config, layer_idx)
+        self.scale = config.num_hidden_layers**-0.5
+
+    monkeypatch.setattr(type(live.resident.model.model.layers[0]), "__init__", scaled)  # pyright: ignore
+    live = live_model(folders("llama"), whole("a"))
+    before = live.logits(whole("b"))
+    with pytest.raises(EvaluationError, match=r"layer 0 depends on .*'scale' is 0\.5 in a model"):
+        live.be([("a", 0)] * 4)
+    assert torch.equal(family_logits(live.resident.model), before)
+
+
+def test_a_list_of_all_layers_within_each_of_them_is_no_hindrance(tmp_path: Path):
+    """GPT-Neo's attention keeps the whole list of kinds."""
+    for seed, name in enumerate("ab"):
+        more = {"attention_types": [[["global", "local"], 2]], "layers": 4, "window_size": 3}
+        folder = write_family_model(tmp_path / name, "gpt_neo", seed, **more)
+        tokenizer().save_pretrained(folder)
+        write_config(folder, with_layer_lists(read_config(folder)))
+    live = live_model({name: tmp_path / name for name in "ab"}, whole("a", 4))
+    for order in ((2, 1, 0, 3), (1, 0, 2, 3), (3, 0)):
+        walk = [("b", at) for at in order]
+        expected = fresh_logits(live, walk, "gpt_neo", tmp_path / f"out{order[0]}")
+        assert torch.equal(live.logits(walk), expected)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "smollm3", "qwen2"])
+def test_what_a_rule_says_goes_with_the_layers_in_a_merge(tmp_path: Path, family: str):
+    """The layers of a model whose configuration states no lists, moved as its own plan says."""
+    more = {"use_sliding_window": True, "max_window_layers": 3} if family == "qwen2" else {}
+    window = {} if family == "smollm3" else {"sliding_window": 3}
+    folder = write_family_model(tmp_path / "a", family, layers=LAYERS, **more, **window)
+    tokenizer().save_pretrained(folder)
+    ruled = read_config(folder)
+    lists = {name: ruled.pop(name) for name in ("layer_types", "no_rope_layers") if name in ruled}
+    write_config(folder, ruled)
+    opened = open_checkpoint(folder, "a")
+    parent = replace(opened, config=with_layer_lists(opened.config))
+    walk = [("a", at) for at in (4, 0, 3, 3, 1, 2)]
+    plan = compile_plan(recipe_of(walk), {"a": parent})
+    write_model(plan, Parents({"a": parent}, CPU), tmp_path / "out", files={})
+    write_config(folder, ruled | lists)
+    stated = {"a": open_checkpoint(folder, "a")}
+    expected = compile_plan(recipe_of(walk), stated)
+    write_model(expected, Parents(stated, CPU), tmp_path / "expected", files={})
+    found, right = (load_family(tmp_path / name, family) for name in ("out", "expected"))
+    assert torch.equal(family_logits(found), family_logits(right))
+    unaware = compile_plan(recipe_of(walk), {"a": opened})
+    write_model(unaware, Parents({"a": opened}, CPU), tmp_path / "unaware", files={})
+    assert not torch.equal(
+        family_logits(load_family(tmp_path / "unaware", family)), family_logits(right)
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(dict(config)))

@@ -1,12 +1,14 @@
 """From what a study calls a model to a folder."""
 
+import json
 from pathlib import Path
 
 import pytest
 from tiny_adapters import low_rank, write_adapter
+from tiny_families import write_family_model
 
 from merge_core.errors import CheckpointError
-from search.models import Reference, absolute, locate, open_models, read_reference
+from search.models import Reference, absolute, locate, open_model, open_models, read_reference
 
 
 @pytest.fixture
@@ -143,3 +145,13 @@ def test_no_reference_crashes(reference: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("search.models.snapshot_download", download)
     with pytest.raises(CheckpointError):
         locate(reference, tmp_path)
+
+
+def test_what_a_rule_says_of_layers_is_stated(tmp_path: Path):
+    """Layer by layer, so that it goes with them; the file stays as it is."""
+    folder = write_family_model(tmp_path / "m", "gemma2", layers=3)
+    config = json.loads((folder / "config.json").read_text())
+    stated = config.pop("layer_types")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_model(str(folder), tmp_path, "m").config == config | {"layer_types": stated}
+    assert json.loads((folder / "config.json").read_text()) == config
