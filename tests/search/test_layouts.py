@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import optuna
 import pytest
 from headers import checkpoint
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from merge_core.interleave import Run, interleave
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import Recipe
+from search.asking import Proposer, ask_batch
 from search.baselines import parent_recipe
 from search.dimensions import Choice, Dimension, Values, Whole
 from search.holes import build_space
@@ -260,3 +262,17 @@ def test_forms_need_the_models():
     mistakes: list[str] = []
     build_space({"slices": {"cuts": 1, "of": ["a", "b"]}}, PARENTS, mistakes)
     assert "needs the models" in "\n".join(mistakes)
+
+
+@pytest.mark.parametrize("form", ["cuts", "walk"])
+def test_composite_asks_for_new_models(form):
+    """Borders between the same two layers mean one model, as drops in any order do."""
+    space = read(FORMS[form][0])
+    study = optuna.create_study(direction="maximize")
+    keys: list[str] = []
+    for _ in range(7):
+        asked = ask_batch(study, space, Proposer("composite", 0, 4), 28)
+        keys += [one.key for one in asked]
+        for one in asked:
+            one.tell([len(one.recipe.slices) + sum(map(len, one.recipe.models)) / 10])
+    assert len(keys) == len(set(keys)) == 28
