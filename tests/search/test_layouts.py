@@ -139,7 +139,8 @@ def test_a_small_step_changes_few_layers(form, encoding, data):
     near: Values = dict(values) | {moved.name: _near(moved, values[moved.name])}
     near = space.draw(lambda d: near.get(d.name, values.get(d.name, _first(d))))
     one, other = (order(space.decode(point)) for point in (values, near))
-    assert _distance(one, other) <= {"cuts": 8}.get(form, 2)
+    most = {"cuts": 8, "both": 6}.get(form, 2)  # a layer that comes three times is all of one model
+    assert _distance(one, other) <= most
 
 
 def _near(dimension: Dimension, value: Any) -> Any:
@@ -156,10 +157,12 @@ def _first(dimension: Dimension) -> Any:
 
 def _distance(one: list[Any], other: list[Any]) -> int:
     """Insertions and deletions from one order to another."""
-    from difflib import SequenceMatcher
-
-    same = sum(m.size for m in SequenceMatcher(None, one, other, False).get_matching_blocks())
-    return len(one) + len(other) - 2 * same
+    shared = [0] * (len(other) + 1)  # of the longest common subsequence, by what is left of `other`
+    for a in one:
+        above = shared[:]
+        for at, b in enumerate(other, 1):
+            shared[at] = above[at - 1] + 1 if a == b else max(above[at], shared[at - 1])
+    return len(one) + len(other) - 2 * shared[-1]
 
 
 def test_equal_orders_are_one_recipe():
