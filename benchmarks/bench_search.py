@@ -27,7 +27,7 @@ from landscapes import landscape  # noqa: E402
 from order_spaces import ORDERS  # noqa: E402
 from proposals import proposals  # noqa: E402
 from real_merges import real_landscape  # noqa: E402
-from search_game import SEARCH, Game, deal, judge  # noqa: E402
+from search_game import SEARCH, Game, deal, judge, soft  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 Job = tuple[str, str, int, int, Path | None]
@@ -49,7 +49,7 @@ def main() -> None:
         for budget in options.trials:
             print(report(found, name, budget, options.ours))
     if ordered := [name for name in options.landscapes if name in ORDERS]:
-        print(paces(found, ordered))
+        print(paces(found, ordered, options.ours))
     print(f"{len(found)} studies, {time.perf_counter() - start:.0f} s")
 
 
@@ -65,6 +65,7 @@ def play(job: Job) -> dict[str, Any]:
     game = Game(ground, deal(ground, seed), trials * SEARCH * len(TASKS))
     start = time.perf_counter()
     contestant.play(game, seed)
+    whole = [trial for trial in game.trials if len(trial.seen) == len(game.deal.search)]
     marks = [round(game.budget * (step + 1) / _STEPS) for step in range(_STEPS)]
     curve = [judge(game, won) if (won := contestant.winners(game, at)) else None for at in marks]
     return {
@@ -75,6 +76,7 @@ def play(job: Job) -> dict[str, Any]:
         "curve": curve,
         "played": len(game.trials),
         "spent": game.spent,
+        "signal": max(float(np.mean(soft(game, trial))) for trial in whole),
         "scored": sum(trial.items > 0 for trial in game.trials),
         "proposing": round(game.proposing, 3),
         "seconds": round(time.perf_counter() - start, 2),
@@ -114,19 +116,43 @@ def report(found: Sequence[dict[str, Any]], name: str, trials: int, own: str = O
     return "\n".join([*rows, f"\n{told}\\* better than ours beyond chance."])
 
 
-def paces(found: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
-    """A table in Markdown: of each contestant how many of its proposals were new, and their time.
+def paces(found: Iterable[dict[str, Any]], names: Sequence[str], own: str = OURS) -> str:
+    """A table in Markdown of the search itself: what it found on its own items, and at what pace.
 
-    A proposal's time is CPU milliseconds; a recipe that was scored before costs no evaluation.
+    The signal is the soft accuracy on the search items that the best candidate has, paired with
+    ours by deal. A recipe that was scored before is no new one and costs no evaluation; a
+    proposal's time is CPU milliseconds.
     """
-    rows = ["\n| contestant | landscape | proposals | new ones | ms a proposal |"]
-    rows.append("| --- | --- | --- | --- | --- |")
-    known = [one for one in found if "proposing" in one and one["landscape"] in names]
-    for who, name in dict.fromkeys((one["contestant"], one["landscape"]) for one in known):
-        own = [one for one in known if (one["contestant"], one["landscape"]) == (who, name)]
-        asked, new = (np.mean([one[key] for one in own]) for key in ("played", "scored"))
-        pace = 1e3 * sum(one["proposing"] for one in own) / sum(one["played"] for one in own)
-        rows.append(f"| {who} | {name} | {asked:.0f} | {new:.0f} | {pace:.0f} |")
+    rows = [
+        "\n| landscape | contestant | best signal | ours minus it | 95 % | proposals | new ones "
+        "| ms a proposal |"
+    ]
+    rows.append("|" + " --- |" * 8)
+    known = [one for one in found if "signal" in one and one["landscape"] in names]
+    studies: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for one in known:
+        studies.setdefault((one["landscape"], one["contestant"]), {})[one["seed"]] = one
+
+    def signals(place: tuple[str, str], seeds: Iterable[int]) -> Array:
+        return np.array([studies[place][seed]["signal"] for seed in seeds])
+
+    order = sorted(studies, key=lambda p: (names.index(p[0]), -signals(p, studies[p]).mean()))
+    for name, who in order:
+        runs = studies[name, who]
+        both = sorted(runs.keys() & studies.get((name, own), {}).keys())
+        gap = signals((name, own), both) - signals((name, who), both)
+        low, high = interval(gap) if both else (np.nan, np.nan)
+        asked, new = (np.mean([one[key] for one in runs.values()]) for key in ("played", "scored"))
+        pace = sum(one["proposing"] for one in runs.values()) / (asked * len(runs))
+        cells = (
+            f"{signals((name, who), runs).mean():.4f}",
+            f"{gap.mean():+.4f}" if both else "",
+            f"{low:+.4f} to {high:+.4f}{' *' if high < 0 else ''}",
+            f"{asked:.0f}",
+            f"{new:.0f}",
+            f"{1e3 * pace:.0f}",
+        )
+        rows.append(f"| {name} | {who} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -128,15 +128,18 @@ def _study(game: Game, word: str, seed: int, protocol: Protocol) -> None:
     reader = item_reader(game, protocol.signal)
     with contextlib.suppress(SpentError):
         while len(study.trials) < _MOST * most:  # a finite space ends in recipes seen before
-            history = study.get_trials(deepcopy=False)
             asked: list[tuple[optuna.Trial, Values]] = []
             begun = time.process_time()
-            for number in range(len(history), len(history) + BATCH):
+            for _ in range(BATCH):
+                history = study.get_trials(deepcopy=False)  # with those of this batch
+                number = len(history)
                 study.sampler = sampler_for(
                     chosen, space, history, seed, number, batch=BATCH, reader=reader
                 )
                 trial = study.ask()
                 asked.append((trial, suggest(trial, space)))
+                key = game.landscape.fingerprint(asked[-1][1])
+                trial.set_user_attr("fingerprint", key)
             game.proposing += time.process_time() - begun
             rivals = [] if chosen in UNRACED else scoring.leaders()
             for trial, values in asked:

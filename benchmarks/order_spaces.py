@@ -17,7 +17,9 @@ DEEPEST = 6  # layers, of four that a parent has
 
 
 def _space(name: str, slices: Mapping[str, Any], about: str, *, merged: bool) -> Space:
-    models = recipe("task_arithmetic", EXPERTS, {"weight": WEIGHT}) if merged else {}
+    models: dict[str, Any] = (
+        recipe("task_arithmetic", EXPERTS, {"weight": WEIGHT}) if merged else {}
+    )
     return Space(name, {**models, "slices": dict(slices)}, ALL, 0, {}, about)
 
 

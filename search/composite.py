@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from search.dimensions import Choice, Dimension, exists
+from search.dimensions import Dimension, exists, lone
 from search.genes import Cube, cube
 from search.outputs import Outputs, Reader, plain
 from search.surrogate import Surrogate, fit
 
 Array = NDArray[np.float64]
 Utility = Callable[[NDArray[Any]], Array]
+Key = Callable[[Mapping[str, Any]], str]
 
 DESIGN = 8  # candidates near the best of the usual recipes before anything is guessed
 _NEAR, _NEARER, _AROUND = 0.2, 0.07, 0.1  # of a range
@@ -39,6 +41,7 @@ _ROUNDS, _PARENTS, _CHILDREN, _SHRINK = 5, 4, 64, 0.6
 _MOVED, _MOVED_LEAST = 6, 0.3  # dimensions that move at a time, at least this share of them
 _CELLS = 2_000_000  # numbers held at a time
 _GREED = 1e-6  # where nothing can be gained the point that is guessed to be the better one
+_LOOKED = 400  # points that are looked at, from the best on, for those whose models are new
 _DIGITS = 9  # to which two points are the same
 _SUM = 0.05  # ParEGO's: what the sum of all objectives counts beside the worst of them
 _fits: dict[bytes, Surrogate] = {}  # the last ones of this process; they can be lost at any time
@@ -57,6 +60,8 @@ class Composite(BaseSampler):
         seed: The trial's own seed.
         first: Whether it is too early to guess.
         reader: What trials reported of their items; None knows their values only.
+        key: What stands for the model of any values, where many values mean the same model; trials
+            have theirs in the user attribute `fingerprint`. None: points are told apart only.
     """
 
     def __init__(
@@ -70,10 +75,12 @@ class Composite(BaseSampler):
         *,
         first: bool = False,
         reader: Reader | None = None,
+        key: Key | None = None,
     ) -> None:
         self._known, self._told, self._lost, self._running = dict(known), told, lost, running
         self._chance, self._first = np.random.default_rng(seed), first
         self._reader, self._grid = reader, _Grid(dimensions, cube(known))
+        self._fresh = _Fresh(self._grid, key, {_model(t) for t in (*told, *lost, *running)})
 
     def infer_relative_search_space(self, *_: object, **__: object) -> dict[str, BaseDistribution]:
         """The whole space; a method's own parameters are drawn for all methods."""
@@ -95,7 +102,8 @@ class Composite(BaseSampler):
         ranked = np.argsort(-merits, kind="stable")
         best, seen = points[ranked[:_PARENTS]], np.vstack([points, coming, lost])
         if self._first:
-            return grid.params(_unseen(grid.near(best, _CHILDREN, _NEAR, chance), seen, grid)[0])
+            near = _unseen(grid.near(best, _CHILDREN, _NEAR, chance), seen, grid)
+            return grid.params(near[self._fresh.best(near, np.zeros(len(near)), 1)[0]])
         kept = np.union1d(ranked[:_BEST], np.arange(len(points))[-_LATEST:])
         as_bad = outputs.table[np.repeat(ranked[-1], len(lost))]
         table = np.vstack([outputs.table[kept], as_bad])
@@ -107,7 +115,8 @@ class Composite(BaseSampler):
         def gain(candidates: Array) -> Array:
             return _expected_gain(candidates, surrogate, off, utility, most)
 
-        return grid.params(_best_point(gain, np.vstack([best, coming]), seen, grid, chance))
+        centres = np.vstack([best, coming])
+        return grid.params(_best_point(gain, centres, seen, grid, self._fresh, chance))
 
     def _reported(self) -> tuple[list[FrozenTrial], Outputs]:
         """What trials reported of their items, or at least of their values."""
@@ -165,6 +174,7 @@ def _best_point(
     centres: Array,
     seen: Array,
     grid: _Grid,
+    fresh: _Fresh,
     chance: np.random.Generator,
 ) -> Array:
     """The unseen point of the largest gain that a search from wide to near finds, `(d,)`."""
@@ -176,12 +186,12 @@ def _best_point(
     points = _unseen(np.vstack(tried), seen, grid)
     gains, reach = gain(points), _AROUND
     for _ in range(_ROUNDS):
-        parents = np.argsort(-gains, kind="stable")[:_PARENTS]
+        parents = fresh.best(points, gains, _PARENTS)
         children = _unseen(grid.near(points[parents], _CHILDREN, reach, chance), seen, grid)
         points = np.vstack([points[parents], children])
         gains = np.append(gains[parents], gain(children))
         reach *= _SHRINK
-    return points[np.argmax(gains)]
+    return points[fresh.best(points, gains, 1)[0]]
 
 
 def _unseen(points: Array, seen: Array, grid: _Grid) -> Array:
@@ -282,9 +292,43 @@ class _Grid:
         drawn, values = self.params(point), dict[str, Any]()
         for d in self.dimensions:
             if exists(d, values):  # what can take one value only isn't drawn
-                values[d.name] = drawn.get(d.name, _only(d))
+                values[d.name] = drawn.get(d.name, lone(d))
         return [name in values for name in (*self.cube.numbers, *self.cube.choices)]
 
 
-def _only(dimension: Dimension) -> Any:
-    return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
+@dataclass(slots=True)
+class _Fresh:
+    """Tells points whose model nobody tried from those that only look new.
+
+    Attributes:
+        grid: Of the points.
+        key: Of a model, if it has one.
+        known: Keys of the models that were tried.
+        found: Keys of the points that were looked at.
+    """
+
+    grid: _Grid
+    key: Key | None
+    known: set[str | None]
+    found: dict[bytes, str] = field(default_factory=dict[bytes, str])
+
+    def best(self, points: Array, gains: Array, count: int) -> list[int]:
+        """Which points have the largest gains: of new models, or of all where none is new."""
+        order: list[int] = np.argsort(-gains, kind="stable").tolist()
+        key = self.key
+        if key is None:
+            return order[:count]
+        new = list(islice((at for at in order if self._new(points[at], key)), count))
+        return new or order[:count]
+
+    def _new(self, point: Array, key: Key) -> bool:
+        place = point.tobytes()
+        if place not in self.found:
+            if len(self.found) >= _LOOKED:
+                return False
+            self.found[place] = key(self.grid.params(point))
+        return self.found[place] not in self.known
+
+
+def _model(trial: FrozenTrial) -> str | None:
+    return trial.user_attrs.get("fingerprint")

@@ -137,3 +137,8 @@ Dimension = Real | Whole | Choice
 def exists(dimension: Dimension, values: Values) -> bool:
     """Whether a dimension exists under the values of those before it."""
     return all(values.get(name) in allowed for name, allowed in dimension.under)
+
+
+def lone(dimension: Dimension) -> Scalar:
+    """The one value of a dimension that can take no other."""
+    return dimension.options[0] if isinstance(dimension, Choice) else dimension.low

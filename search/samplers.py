@@ -6,7 +6,7 @@ goes on as if it had never stopped, and nothing is pickled beside the storage.
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.cat_cma import CmaSampler
 from search.composite import DESIGN, Composite
+from search.dimensions import lone
 from search.evolution import Evolution, Population, elite
-from search.genes import cube, distributions, filled, told, view
+from search.genes import Params, cube, distributions, filled, told, view
+from search.known import fingerprint
+from search.layouts import Layout
 from search.outputs import Reader
-from search.space import Choice, SearchSpace
+from search.space import Choice, SearchSpace, holes
 
 WORDS = ("composite", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
 
@@ -172,7 +175,15 @@ def sampler_for(
             lost = [t for t in history if t.state is TrialState.FAIL]
             first = number < len(starts) + DESIGN
             base = Composite(
-                space.dimensions, known, trials, lost, running, own, first=first, reader=reader
+                space.dimensions,
+                known,
+                trials,
+                lost,
+                running,
+                own,
+                first=first,
+                reader=reader,
+                key=_key_of(space),
             )
         case "cmaes" | "catcma":
             base = CmaSampler(known, trials, own, batch)
@@ -193,6 +204,18 @@ def sampler_for(
 def _running(history: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
     """Trials of lower numbers that have no values yet."""
     return [t for t in history if t.state is TrialState.RUNNING and t.number < number]
+
+
+def _key_of(space: SearchSpace) -> Callable[[Params], str] | None:
+    """What stands for a candidate's model, where many values mean the same order of layers."""
+    if not any(isinstance(node, Layout) for node in holes(getattr(space, "template", None))):
+        return None
+
+    def key(params: Params) -> str:
+        values = space.draw(lambda d: params[d.name] if d.name in params else lone(d))
+        return fingerprint(space.decode(values), space.depths)
+
+    return key
 
 
 class Keyed(BaseSampler):

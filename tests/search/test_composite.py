@@ -1,6 +1,6 @@
 """The sampler that learns from items: what it is told, what it makes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,31 @@ def test_a_space_of_choices_is_tried_once_and_to_its_end():
         study.add_trial(create_trial(params=params, distributions=known, value=value))
     tried = {tuple(trial.params.values()) for trial in study.get_trials()}
     assert len(tried) >= 25
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_models_that_were_tried_are_not_proposed_again_by_other_values(keyed: bool):
+    """Of 64 places only the eighth of them that a place lies in makes a model."""
+    dimensions = (Whole("k", 0, 63, False, LINEAR, "k"),)
+    known = {"k": IntDistribution(0, 63)}
+
+    def key(params: Mapping[str, Any]) -> str:
+        return str(params["k"] // 8)
+
+    study = optuna.create_study(direction="maximize")
+    params: dict[str, Any] = {"k": 40}
+    for number in range(8):
+        model, value = {"fingerprint": key(params)}, -abs(params["k"] // 8 - 6.0)
+        study.add_trial(
+            create_trial(params=params, distributions=known, value=value, user_attrs=model)
+        )
+        trials = study.get_trials(deepcopy=False)
+        sampler = Composite(
+            dimensions, known, trials, [], [], number, first=number < 2, key=key if keyed else None
+        )
+        params = sampler.sample_relative(study, trials[0], dict(known))
+    models = {trial.user_attrs["fingerprint"] for trial in study.get_trials()}
+    assert (len(models) == 8) == keyed
 
 
 def test_failed_trials_are_kept_away_from():
