@@ -99,6 +99,11 @@ class Answering:
         """Sequences per forward pass, as it is now."""
         return self._size.sequences
 
+    def forget(self) -> None:
+        """Give back the memory of hidden states kept for the next candidate."""
+        for _, scorer in self._scorers.values():
+            scorer.forget()
+
     @property
     def left_out(self) -> int:
         """Layers that the last candidates of each set of requests did not have to run, at most."""
