@@ -7,7 +7,8 @@ last of the chain.
     another weight    every trial is there again, with the value that it has under the new weights,
                       computed from its items; no model is loaded
     anything else     (`--fork`) nothing is comparable, so the new study begins at trial 0; the best
-                      candidates of the old one are the first that it tries
+                      candidates of the old one are the first that it tries, also where the order of
+                      layers is searched now and wasn't before
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evals.objective import Reading, objective
 from search.dimensions import Choice, Dimension
 from search.goals import Goals, Result
+from search.known import fingerprint
+from search.layouts import Layout
 from search.record import (
     STOPPED,
     card_from_dict,
@@ -28,7 +31,7 @@ from search.record import (
     readings_from_dict,
     readings_to_dict,
 )
-from search.space import SearchSpace, Values
+from search.space import SearchSpace, Values, holes
 
 NEXT, PRIOR = "next", "prior"
 """Attributes of a study: what the next one is called; what it tries first."""
@@ -83,11 +86,15 @@ def forked(study: optuna.Study, space: SearchSpace, protocol: Mapping[str, Any])
         space: Of the new one.
         protocol: Of the new one.
     """
-    ranked = sorted(finished(study), key=rank_of)
-    points = [point for t in ranked if (point := _point(space, t.params)) is not None]
-    different = [point for at, point in enumerate(points) if point not in points[:at]]
+    different: list[Values] = []
+    for trial in sorted(finished(study), key=rank_of):
+        point = _point(space, trial.params) or _same_model(space, trial)
+        if point is not None and point not in different:
+            different.append(point)
+        if len(different) == _TAKEN:
+            break
     after = _successor(study)
-    after.set_user_attr(PRIOR, [dict(point) for point in different[:_TAKEN]])
+    after.set_user_attr(PRIOR, [dict(point) for point in different])
     return _begun(study, after, protocol)
 
 
@@ -144,6 +151,17 @@ def _point(space: SearchSpace, params: Mapping[str, Any]) -> Values | None:
         return space.draw(ask)
     except (KeyError, TypeError):
         return None
+
+
+def _same_model(space: SearchSpace, trial: FrozenTrial) -> Values | None:
+    """Values of the same model in a space that searches the order of its layers too."""
+    key = trial.user_attrs["fingerprint"]
+    layouts = [node for node in holes(space.template) if isinstance(node, Layout)]
+    for start in (start for node in layouts for start in node.starts()):
+        point = _point(space, {**trial.params, **start})
+        if point is not None and fingerprint(space.decode(point), space.depths) == key:
+            return point
+    return None
 
 
 def _ended(trial: FrozenTrial) -> bool:

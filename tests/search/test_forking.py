@@ -99,3 +99,18 @@ def test_a_successor_that_was_left_half_made_is_made_anew(ran: Path):
     run_study(ran, SILENT)
     with open_study(check_study(ran)) as study:
         assert len(study.trials) == 14
+
+
+@pytest.mark.parametrize(
+    "slices", [{"origin": "merge", "depth": [2, 3]}, {"origin": ["a", "merge"]}]
+)
+def test_weights_first_then_layers(ran: Path, slices: dict):
+    """A study that now searches the order of layers too begins with the best models before it."""
+    with open_study(check_study(ran)) as study:
+        best = sorted(study.trials, key=lambda t: (-t.value, t.number))
+    study_of(ran.parent, recipe=study_dict()["recipe"] | {"slices": slices})
+    run_study(ran, SILENT, RunOptions(fork=True))
+    with open_study(check_study(ran)) as study:
+        assert study.trials[0].user_attrs["recipe"] == best[0].user_attrs["recipe"]
+        assert study.trials[0].value == best[0].value
+        assert any("slices" in t.user_attrs["recipe"] for t in study.trials)
