@@ -94,6 +94,17 @@ def outcross(word: str, protocol: Protocol = Protocol(), name: str | None = None
     )
 
 
+def starts_alone() -> Contestant:
+    """What outcross tries first, and no search: the winner is chosen as it always is."""
+
+    def play(game: Game, _: int) -> None:
+        with contextlib.suppress(SpentError):
+            for values in game.landscape.built.starts():
+                game.look(values)
+
+    return Contestant("starts alone", play, protocol_winners(Protocol()), lambda _: None)
+
+
 def planned_word(contestant: Contestant, landscape: Landscape, trials: int) -> str:
     """The sampler that a contestant's word means for a budget."""
     if not contestant.word:
@@ -416,5 +427,5 @@ def ablations() -> Mapping[str, Contestant]:
     every = [
         outcross(word, kind, f"{word}, {name}") for word in words for name, kind in kinds.items()
     ]
-    every.append(outcross("composite", Protocol(numbers=True), "composite, numbers"))
+    every += [outcross("composite", Protocol(numbers=True), "composite, numbers"), starts_alone()]
     return {one.name: one for one in every}
