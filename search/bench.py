@@ -230,8 +230,7 @@ def check_study(path: Path) -> CheckedStudy:
         raise StudyError(mistakes, str(path))
     unopened: list[str] = []
     checkpoints = open_models(config.models, folder, unopened)
-    numbers = config.search.sampler == "cmaes"
-    space = build_space(config.recipe, config.models, mistakes, checkpoints, numbers=numbers)
+    space = _space(config, checkpoints, mistakes)
     mistakes += unopened
     tasks = _open_tasks(config, folder, mistakes)
     scorers = _load_scorers(config, folder, mistakes)
@@ -249,6 +248,22 @@ def check_study(path: Path) -> CheckedStudy:
     warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings)))
     opened = (config, folder, space, models, files, warnings, tasks, dtype, device)
     return CheckedStudy(*opened, scorers)
+
+
+def _space(
+    config: StudyConfig, checkpoints: Mapping[str, Checkpoint], mistakes: list[str]
+) -> SearchSpace:
+    """The space as the study's sampler wants it: orders of layers can be choices or numbers."""
+
+    def built(found: list[str], *, numbers: bool) -> SearchSpace:
+        return build_space(config.recipe, config.models, found, checkpoints, numbers=numbers)
+
+    search = config.search
+    space = built(mistakes, numbers=search.sampler == "cmaes")
+    if search.sampler != "auto" or mistakes:
+        return space
+    word, _ = choose_sampler("auto", space, search.trials, config.values)
+    return built([], numbers=True) if word == "cmaes" else space
 
 
 def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:

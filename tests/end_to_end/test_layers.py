@@ -95,3 +95,14 @@ def load(folder: Path) -> Any:
 @torch.inference_mode()
 def logits(model: Any) -> torch.Tensor:
     return model(torch.tensor([[1, 20, 33, 7, 50, 9]])).logits
+
+
+@pytest.mark.parametrize(("trials", "numbers"), [(100, False), (1000, True)])
+def test_auto_gets_the_encoding_that_suits_its_sampler(tmp_path: Path, trials: int, numbers: bool):
+    study = study_dict(
+        recipe=MERGED | {"slices": {"origin": "merge", "depth": [2, 5]}},
+        search={"sampler": "auto", "trials": trials},
+    )
+    checked = check_study(write_study(tmp_path, study))
+    assert checked.sampler[0] == ("cmaes" if numbers else "composite")
+    assert ("layer00" in [d.name for d in checked.space.dimensions]) is numbers
