@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SIBLINGS = {
     "words": ("kinds.train.jsonl", "60", "64", "3e-4", "0"),
     "sums": ("sums.train.jsonl", "70", "64", "3e-4", "0"),
 }
+STUDIES = ("study.yaml", "layers.yaml")
 _NEEDED = ("pip", "setuptools", "torch", "transformers", "gguf", "accelerate", "yaml")
 
 
@@ -37,7 +39,8 @@ def make_parents(folder: Path) -> None:
     once(folder / "models" / "base", lambda out: convert(sources / "model" / "smollm2.gguf", out))
     once(folder / "data", lambda out: write_data(_splits(folder), sources / "bigbench", out))
     once(folder / "tasks", write_tasks)
-    once(folder / "study.yaml", lambda out: _copy_study(out))
+    for name in STUDIES:
+        once(folder / name, partial(_copy_study, name))
     fine_tune_siblings(folder)
 
 
@@ -66,8 +69,8 @@ def _start(name: str, folder: Path, target: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def _copy_study(out: Path) -> None:
-    shutil.copyfile(Path(__file__).with_name("study.yaml"), out)
+def _copy_study(name: str, out: Path) -> None:
+    shutil.copyfile(Path(__file__).with_name(name), out)
 
 
 def _splits(folder: Path) -> Any:
