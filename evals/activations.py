@@ -90,17 +90,19 @@ class Activations:
         if keys is None or len(self._layers) < 2 or len(keys) != len(self._layers) + 1:
             return
         now = tuple(keys)
-        marks = _marks(now)
+        first = hash(now[:2])
+        # Whoever begins like none of the last ones finds nothing; all of its hashes cost a while.
+        marks = _marks(now) if first in self._begun else []
         for mark in marks:
             if (kept := self._kept.get(mark)) and kept.states and kept.keys == now[: mark[0] + 1]:
                 self._kept[mark] = self._kept.pop(mark)  # the latest now
                 self._from = mark
-        wanted = self._between() if marks[0][1] in self._begun else set[int]()
+        wanted = self._between() if marks else set[int]()
         common = 0 if self._last is None else _common(self._last, now)
         if common > self.start:
             wanted.add(common)
         self._last = now
-        self._begun.append(marks[0][1])
+        self._begun.append(first)
         self._keep = {mark[0]: mark for mark in marks if mark[0] in wanted}
         for depth, mark in self._keep.items():
             self._drop(mark)

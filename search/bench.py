@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -155,6 +155,7 @@ class Bench:
         norms: The parents' norms by tensor, once they are known.
         worst: The parents' largest share of each symptom by benchmark, once they are scored.
         looked: The step that made each tensor that was last found healthy.
+        normal: The norms that a tensor made of these should have, as far as they were asked for.
         rooted: Why layers must keep their places; None if a recipe may move them, or none could.
         readings: How the benchmarks' results are read, in the order of the study.
         goals: What the study wants.
@@ -166,6 +167,7 @@ class Bench:
     norms: Mapping[str, Range] = field(default_factory=dict[str, Range])
     worst: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     looked: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
+    normal: dict[Hashable, Range | None] = field(default_factory=dict[Hashable, "Range | None"])
     rooted: str | None = None
     readings: tuple[Reading, ...] = field(init=False)
     goals: Goals = field(init=False)
@@ -181,6 +183,7 @@ class Bench:
         if reference.practice is not None:
             self.harness.answering.adopt(reference.practice)
         self.looked.clear()
+        self.normal.clear()
 
     def plan(self, recipe: Recipe) -> MergePlan:
         """The plan of a candidate.

@@ -6,7 +6,7 @@ from typing import cast
 
 from search.dimensions import Condition, Dimension, Real, Values, Whole
 from search.layouts import Step, own_walk, within
-from search.picks import Pick, pick
+from search.picks import Pick, Place, pick
 from search.scales import Scales
 
 
@@ -127,7 +127,7 @@ def cuts(
     overlap: tuple[int, int],
     depths: tuple[tuple[str, int], ...],
     depth: tuple[int, int],
-    place: tuple[str, tuple[str, ...], tuple[Condition, ...]],
+    place: Place,
     *,
     numbers: bool,
     between: str,

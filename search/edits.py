@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from search.dimensions import Condition, Dimension, Real, Values, Whole
+from search.dimensions import Dimension, Real, Values, Whole
 from search.layouts import Step
-from search.picks import Pick, pick
+from search.picks import Pick, Place, pick
 
 _KEPT = (0.25, 0.75)  # of an indicator: below it a layer is left out, above it comes twice
 _USELESS = 2 / 3  # of the depth: where layers are missed least (arXiv:2403.03853)
@@ -134,7 +134,7 @@ def edits(
     size: int,
     length: int,
     depth: tuple[int, int],
-    place: tuple[str, tuple[str, ...], tuple[Condition, ...]],
+    place: Place,
     *,
     numbers: bool,
     scale: Real | None,
@@ -166,7 +166,7 @@ def _places(
     least: int,
     most: int,
     length: int,
-    place: tuple[str, tuple[str, ...], tuple[Condition, ...]],
+    place: Place,
 ) -> tuple[Whole, ...]:
     """How many, then which layers, each only where there are as many."""
     prefix, methods, under = place
@@ -215,7 +215,7 @@ def _stated(places: Sequence[Whole], layers: Sequence[int]) -> dict[str, int]:
 def origin_picks(
     origins: tuple[str, ...],
     blocks: int,
-    place: tuple[str, tuple[str, ...], tuple[Condition, ...]],
+    place: Place,
     *,
     numbers: bool,
     between: str,

@@ -19,11 +19,10 @@ from merge_core.errors import RecipeError
 from merge_core.keys import nearest
 from merge_core.writers import Writers, find_writers
 from search.cuts import cuts
-from search.dimensions import Condition
 from search.edits import edits, origin_picks
 from search.layouts import LAYERS, MERGE, Form, Layout
 from search.numbers import Tell
-from search.picks import pick
+from search.picks import Place, pick
 from search.scales import KINDS, Scales, one_scale
 from search.scopes import Scope
 from search.walks import walk
@@ -36,8 +35,6 @@ _KEYS = {
 }
 _MORE = 1.2  # times the parents' depth: published winners grow by up to a fifth
 _JUMPS = 4
-
-Place = tuple[str, tuple[str, ...], tuple[Condition, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,14 @@ def read_layout(
     form = {"origin": _read_origin, "cuts": _read_cuts, "walk": _read_walk}[kind](asked)
     if form is None:
         return None
-    return Layout(form, origins, depths, _writers(asked), _ends(asked))
+    layout = Layout(form, origins, depths, _writers(asked), _ends(asked))
+    if not layout.dimensions:
+        tell(
+            f"{where}: one origin and one depth leave nothing to search; give "
+            "'depth: [fewest, most]', or a second origin"
+        )
+        return None
+    return layout
 
 
 def _origins(
@@ -173,20 +177,15 @@ def _read_origin(asked: _Asked) -> Form | None:
         return None
     length = lengths.pop()
     size = _whole(asked, "per", 1, 1, length, "layer")
-    if len(asked.origins) < 2 and "depth" not in asked.data:
-        asked.tell(
-            f"{asked.where}: one origin and no depth leave nothing to search; give "
-            "'depth: [fewest, most]', or a second origin"
-        )
-        return None
     blocks = -(-length // size)
     picks = origin_picks(asked.origins, blocks, asked.place, numbers=asked.numbers, between=MERGE)
     depth = _budget(asked, (length, length), (1, 4 * length))
-    again = asked.data.get("scale", False) is True and depth[1] > length
-    scale = one_scale(f"{asked.place[0]}scale", *asked.place[1:], "scale") if again else None
-    if asked.data.get("scale", False) not in (True, False):
-        asked.tell(f"{asked.where}.scale: expected true or false beside 'origin'")
-    numbers = asked.numbers
+    stated, numbers = asked.data.get("scale", False), asked.numbers
+    if stated not in (True, False):
+        asked.tell(f"{asked.where}.scale: expected true or false beside 'origin', got {stated!r}")
+    elif stated and depth[1] <= length:
+        asked.tell(f"{asked.where}.scale: no layer is repeated; leave it out, or raise 'depth'")
+    scale = one_scale(f"{asked.place[0]}scale", *asked.place[1:], "scale") if stated else None
     return edits(picks, size, length, depth, asked.place, numbers=numbers, scale=scale)
 
 
@@ -255,7 +254,7 @@ def _overlap(asked: _Asked, usual: tuple[int, int]) -> tuple[int, int]:
         case None:
             return usual
         case int() as most if not isinstance(most, bool) and most >= 0:
-            return min(usual[0], 0) if usual[0] == 0 else -most, most
+            return (0 if usual[0] == 0 else -most), most
         case [int() as low, int() as high] if low <= high:
             return low, high
         case other:
@@ -284,7 +283,7 @@ def _whole(
 
 def _scales(asked: _Asked) -> Scales | None:
     stated = asked.data.get("scale", False)
-    if stated not in (True, False, "jumps", "layers"):
+    if stated not in (True, False, "layers"):
         asked.tell(
             f"{asked.where}.scale: expected true (one for each kind of jump), layers (one for each "
             f"layer that is jumped to) or false, got {stated!r}"

@@ -82,9 +82,12 @@ def fingerprint(recipe: Recipe, depths: Mapping[str, int] | None = None) -> str:
         recipe: A candidate.
         depths: How many layers each model has; where that isn't known, as many as slices take.
     """
-    known = {depths[model] for model in recipe.models if model in depths} if depths else set[int]()
-    ends = {s.layers[1] for part in recipe.slices for s in part.sources if s.layers}
-    depth = max(ends, default=None) if not depths else known.pop() if len(known) == 1 else None
+    if depths:
+        found = {depths[model] for model in recipe.models if model in depths}
+        depth = found.pop() if len(found) == 1 else None
+    else:
+        ends = {s.layers[1] for part in recipe.slices for s in part.sources if s.layers}
+        depth = max(ends, default=None)
     try:
         return canonical(recipe, depth).fingerprint
     except RecipeError:

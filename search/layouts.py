@@ -68,7 +68,7 @@ class Layout:
     Attributes:
         form: How orders are written.
         origins: Parents, and perhaps `merge`.
-        depths: How many layers each parent has.
+        depths: How many layers each parent has, and `merge`.
         writers: For each parent the tensors that a scale multiplies; empty where nothing is scaled.
         ends: Where the tensors outside the layers come from.
     """
@@ -89,8 +89,7 @@ class Layout:
         runs = [self._run(step) for step in self.form.steps(values)]
         ends = self.ends.option(values)
         if ends != LAYERS:
-            origin = None if ends == MERGE else ends
-            top = self.depths[ends] if origin else max(self.depths.values())
+            origin, top = None if ends == MERGE else ends, self.depths[ends]
             runs = [Run(origin, 0, 0), *runs, Run(origin, top, top)]
         return interleave(recipe, runs, self.depths)
 

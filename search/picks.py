@@ -5,6 +5,9 @@ from typing import cast
 
 from search.dimensions import Choice, Condition, Dimension, Real, Values
 
+Place = tuple[str, tuple[str, ...], tuple[Condition, ...]]
+"""What begins the names of a form's dimensions, the methods that have them, and what they need."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pick:

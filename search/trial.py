@@ -19,7 +19,7 @@ from evals.scorecard import Scorecard
 from evals.symptoms import failing, flags
 from merge_core.apply import Workbench, apply
 from merge_core.errors import MergeError
-from merge_core.plan import MergePlan
+from merge_core.plan import MergePlan, MergeStep
 from merge_core.recipe import Recipe
 from search.bench import Bench
 from search.errors import ScorerError
@@ -232,17 +232,24 @@ def _unhealthy(plan: MergePlan, bench: Bench) -> str | None:
 
 def _normal(plan: MergePlan, bench: Bench, wanted: Container[str]) -> dict[str, Range]:
     """The norms that a plan's tensors should have: those of the layers that they are made of."""
-    parents, norms = bench.study.checkpoints, bench.norms
-    layout = parents[plan.donor].layout
     found: dict[str, Range] = {}
-    for step in plan.steps if norms else ():
+    for step in plan.steps if bench.norms else ():
         if step.out in wanted:
-            refs = (*step.inputs, *filter(None, [step.base]))
-            layers = [parents[ref.parent].layout.layer(ref.name) for ref in refs]
-            sources = {step.out if at is None else layout.moved(step.out, at) for at in layers}
-            if (normal := union(norms[name] for name in sources if name in norms)) is not None:
+            key = step.out, step.inputs, step.base
+            if key not in bench.normal:  # the same for nearly every candidate
+                bench.normal[key] = _normal_of(step, bench, plan.donor)
+            if (normal := bench.normal[key]) is not None:
                 found[step.out] = normal
     return found
+
+
+def _normal_of(step: MergeStep, bench: Bench, donor: str) -> Range | None:
+    parents, norms = bench.study.checkpoints, bench.norms
+    refs = (*step.inputs, *filter(None, [step.base]))
+    layers = [parents[ref.parent].layout.layer(ref.name) for ref in refs]
+    moved = parents[donor].layout.moved
+    sources = {step.out if at is None else moved(step.out, at) for at in layers}
+    return union(norms[name] for name in sources if name in norms)
 
 
 def layer_keys(plan: MergePlan, bench: Bench) -> Keys | None:

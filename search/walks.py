@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from search.dimensions import Condition, Dimension, Real, Values
+from search.dimensions import Dimension, Real, Values
 from search.layouts import Step, own_walk, within
+from search.picks import Place
 from search.scales import Scales
 
 _TAKEN = (0.25, 0.75)  # thresholds: of the first parent's own walk, of all other layers
@@ -52,7 +53,7 @@ class Walk:
         taken = min(max(taken, self.depth[0]), self.depth[1])
         order = sorted(range(len(clear)), key=lambda at: (-clear[at], at))
         steps = [self.row[at] for at in sorted(order[:taken])]
-        found = within(steps or own_walk(*self.depths[0]), self.depth)
+        found = within(steps, self.depth)
         return found if self.scales is None else self.scales.apply(found, values)
 
     def starts(self) -> Sequence[Values]:
@@ -87,7 +88,7 @@ def walk(
     repetitions: int,
     depths: tuple[tuple[str, int], ...],
     depth: tuple[int, int],
-    place: tuple[str, tuple[str, ...], tuple[Condition, ...]],
+    place: Place,
     scales: Scales | None,
 ) -> Walk:
     """Make the indicators.

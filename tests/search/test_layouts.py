@@ -236,6 +236,8 @@ def test_a_repeated_layer_may_add_less_the_second_time():
         ({"origin": ["a", "merge"]}, "give 'models' beside 'slices'"),
         ({"origin": ["a", "short"]}, "write 'cuts'"),
         ({"origin": "a"}, "nothing to search"),
+        ({"origin": "a", "depth": 10}, "nothing to search"),
+        ({"origin": "a", "depth": [8, 10], "scale": True}, "no layer is repeated"),
         ({"origin": ["a", "b"], "per": 11}, "slices.per: expected 'layer' or a whole number"),
         ({"origin": "a", "depth": [0, 10]}, "slices.depth: expected"),
         ({"origin": "a", "depth": "few"}, "slices.depth: expected"),
@@ -279,3 +281,14 @@ def test_composite_asks_for_new_models(form):
         for one in asked:
             one.tell([len(one.recipe.slices) + sum(map(len, one.recipe.models)) / 10])
     assert len(keys) == len(set(keys)) == 28
+
+
+def test_ends_of_the_merge_have_its_depth():
+    """Another parent of the study may be deeper than those that are merged."""
+    deep = PARENTS | {"deep": checkpoint("deep", 14, layer=LAYER)}
+    slices = {"origin": ["a", "merge"], "ends": "merge"}
+    mistakes: list[str] = []
+    space = build_space(MERGED | {"slices": slices}, deep, mistakes, deep)
+    assert not mistakes
+    for values in space.starts():
+        assert compile_plan(space.decode(values), deep).depth == 10
