@@ -1,7 +1,7 @@
 """The hot loop: plan + parents → a live model's parameters, in place, changed tensors only."""
 
 import time
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,12 +9,10 @@ import torch
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry, TensorGroup
 from merge_core.kernel import Job, execute
+from merge_core.packs import UNSCALED, Loan, Pack, Packs
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep
 from merge_core.registry import find_method
-
-_Content = tuple[tuple[object, ...], ...]
-_UNSCALED = (("scale", (1.0,)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +30,6 @@ class MergeStats:
     kept: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """A live tensor that holds several of a checkpoint's: all experts' matrices of a layer.
-
-    Attributes:
-        live: The whole.
-        names: The slots that are views of it, in an order that is the same in every layer.
-    """
-
-    live: torch.Tensor
-    names: tuple[str, ...]
-
-
 @dataclass(slots=True)
 class Workbench:
     """Parents, their geometry and a live model's tensors, which `apply` overwrites.
@@ -55,6 +40,7 @@ class Workbench:
             that shares its storage with the embeddings).
         packs: Live tensors that hold several slots.
         geometry: Figures that every trial shares.
+        loans: What packs are lent at present.
         done: The step that made each slot's present content.
         lent: The own storage of slots that are a parent's tensor at present.
     """
@@ -63,12 +49,14 @@ class Workbench:
     slots: MutableMapping[str, torch.Tensor]
     packs: Sequence[Pack] = ()
     geometry: Geometry = field(init=False)
+    loans: Packs = field(init=False)
     done: dict[str, MergeStep] = field(default_factory=dict[str, MergeStep])
     lent: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def __post_init__(self) -> None:
-        """Tie the geometry to the parents."""
+        """Tie the geometry to the parents, and the packs to the slots."""
         self.geometry = Geometry(self.parents)
+        self.loans = Packs(self.packs, self.slots, self.done)
 
     def own(self, name: str) -> torch.Tensor:
         """A slot that may be written to: never a parent's own memory."""
@@ -110,72 +98,41 @@ def apply_all(work: Sequence[tuple[MergePlan, Workbench]]) -> list[MergeStats]:
     jobs: list[tuple[MergeStep, torch.Tensor]] = []
     lent: list[tuple[MergeStep, Workbench, torch.Tensor]] = []
     made: list[tuple[Workbench, list[MergeStep], int]] = []
+    loans: list[Loan] = []
     for plan, bench in work:
         steps = [step for step in plan.steps if step.out in bench.slots]
-        _exchange(steps, bench)
+        loans.append(bench.loans.plan(steps, bench.geometry))
         pending = [step for step in steps if bench.done.get(step.out) != step]
+        jobs.extend(loans[-1].jobs)
+        packed = loans[-1].names
         for step in pending:
+            if step.out in packed:
+                continue
             bench.done.pop(step.out, None)
             if (tensor := _lendable(step, bench)) is not None:
                 lent.append((step, bench, tensor))
             else:
                 jobs.append((step, bench.own(step.out)))
         made.append((bench, pending, len(steps) - len(pending)))
-    run_steps(jobs, work[0][1].geometry)
+    try:
+        run_steps(jobs, work[0][1].geometry)
+    except BaseException:
+        for loan, (_, bench) in zip(loans, work, strict=True):
+            loan.drop(bench.geometry)
+        raise
     for step, bench, tensor in lent:
         bench.lend(step.out, tensor)
+    for loan in loans:
+        loan.settle()
     for bench, pending, _ in made:
         bench.done.update([(step.out, step) for step in pending])
     seconds = time.perf_counter() - start
     return [MergeStats(seconds, len(pending), kept) for _, pending, kept in made]
 
 
-def _exchange(steps: Sequence[MergeStep], bench: Workbench) -> None:
-    """Have packed tensors change places where one holds what another is to be: no byte moves.
-
-    A parent's tensors can't be lent to views into a pack, so this is how layers are moved.
-    """
-    asked = {step.out: step for step in steps} if bench.packs else {}
-    wants = [_passed(pack, asked) for pack in bench.packs]
-    has = [_passed(pack, bench.done) for pack in bench.packs]
-    free = {held: at for at, held in enumerate(has) if held is not None and wants[at] != held}
-    for at, want in enumerate(wants):
-        if want is not None and has[at] != want and (other := free.pop(want, None)) is not None:
-            held, has[at] = has[at], want
-            has[other] = held
-            _trade(bench, bench.packs[at], bench.packs[other], known=held is not None)
-            bench.done.update((name, asked[name]) for name in bench.packs[at].names)
-            if held is not None:
-                free.pop(held, None)
-                if wants[other] != held:
-                    free[held] = other
-
-
-def _trade(bench: Workbench, mine: Pack, theirs: Pack, *, known: bool) -> None:
-    """Swap two packs' memory; `known`: mine is a parent's, so what is known of it goes along."""
-    _swap(mine.live, theirs.live)
-    for name, there in zip(mine.names, theirs.names, strict=True):
-        _swap(bench.slots[name], bench.slots[there])
-        bench.done.pop(there, None)
-        if known:
-            bench.done[there] = bench.done[name]._replace(out=there)
-
-
-def _passed(pack: Pack, steps: Mapping[str, MergeStep]) -> _Content | None:
-    """What a pack is of, if all of it is a parent's tensors as they are; wherever it stands."""
-    made = [steps.get(name) for name in pack.names]
-    if any(step is None or step.method != "passthrough" for step in made):
-        return None
-    return tuple((s.inputs, s.params, s.rounding, s.dtype, s.shape) for s in made if s is not None)
-
-
-def _swap(one: torch.Tensor, other: torch.Tensor) -> None:
-    one.data, other.data = other.data, one.data
-
-
 def _lendable(step: MergeStep, bench: Workbench) -> torch.Tensor | None:
     """The parent's tensor that a slot may be itself where a step only passes it through."""
-    if step.method != "passthrough" or step.params != _UNSCALED or step.rounding is not None:
+    if step.method != "passthrough" or step.params != UNSCALED or step.rounding is not None:
         return None
     slot = bench.slots[step.out]
     if not isinstance(slot, torch.nn.Parameter):

@@ -23,7 +23,7 @@ from merge_core.combination import (
     Window,
 )
 from merge_core.magnitudes import find_cut, measure
-from merge_core.mapped import lay_down
+from merge_core.mapped import lay_down, make_room
 from merge_core.masks import BLOCK, LEVELS, density_limit, random_bits, random_stream, select
 from merge_core.parents import Parents
 
@@ -206,6 +206,19 @@ class TensorGroup:
         return random_stream(self.seed, self.name, parent)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Several of a parent's tensors in one.
+
+    Attributes:
+        tensor: The whole.
+        parts: Views of it, one for each.
+    """
+
+    tensor: torch.Tensor
+    parts: tuple[torch.Tensor, ...]
+
+
 @dataclass(slots=True)
 class Geometry:
     """The figures of a study's parents, filled as they are asked for.
@@ -214,6 +227,7 @@ class Geometry:
         parents: Where the tensors are.
         figures: By inputs, base and rounding, then by name.
         derived: Tensors that no parent holds.
+        packed: Layers' packed weights as a parent has them, by their content (see `packs`).
     """
 
     parents: Parents
@@ -221,6 +235,7 @@ class Geometry:
         default_factory=dict[object, dict[Hashable, Any]]
     )
     derived: dict[TensorRef, torch.Tensor] = field(default_factory=dict[TensorRef, torch.Tensor])
+    packed: dict[object, Packed] = field(default_factory=dict[object, Packed])
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """A parent's or derived tensor, in its stored dtype."""
@@ -241,6 +256,14 @@ class Geometry:
         if self.parents.device.type == "cpu":
             return lay_down(tensor, self.parents.scratch)
         return tensor.to(self.parents.device)
+
+    def room(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """An empty derived tensor on the CPU, as `keep` would have it.
+
+        Raises:
+            MergeError: If there is none.
+        """
+        return make_room(shape, dtype, self.parents.scratch)
 
 
 @dataclass(frozen=True, slots=True)

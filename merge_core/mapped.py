@@ -19,12 +19,21 @@ def lay_down(tensor: torch.Tensor, folder: Path | None) -> torch.Tensor:
     Raises:
         MergeError: If there is no room.
     """
-    if not tensor.numel():
-        return tensor
-    size = tensor.numel() * tensor.dtype.itemsize
+    return make_room(tensor.shape, tensor.dtype, folder).copy_(tensor)
+
+
+def make_room(shape: torch.Size, dtype: torch.dtype, folder: Path | None) -> torch.Tensor:
+    """A tensor of undefined values mapped from a file without a name, which vanishes with it.
+
+    Raises:
+        MergeError: If there is no room.
+    """
+    size = shape.numel() * dtype.itemsize
+    if not size:
+        return torch.empty(shape, dtype=dtype)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".outcross-") as file:
         mapped = map_file(Path(file.name), size)
-    return mapped.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return mapped.view(dtype).view(shape)
 
 
 def map_file(path: Path, size: int) -> torch.Tensor:

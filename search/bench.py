@@ -30,11 +30,12 @@ from evals.settings import Settings
 from evals.tasks import OpenTask, open_tasks, seal
 from evals.texts import CHARS, text_task
 from merge_core.alignment import Aligned
-from merge_core.apply import Pack, Workbench, apply
+from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import Checkpoint, digest
 from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
 from merge_core.heads import with_heads
+from merge_core.packs import Pack
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep, compile_plan
 from merge_core.recipe import DTYPE_NAMES, Recipe

@@ -16,9 +16,11 @@ import merge_core.apply
 from evals.configuration import with_layer_lists
 from evals.errors import EvaluationError
 from evals.resident import Resident, build_resident
-from merge_core.apply import Pack, Workbench, apply
+from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import Checkpoint, open_checkpoint
+from merge_core.errors import MergeError
 from merge_core.export import write_model
+from merge_core.packs import Pack
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import Recipe, Setting, Slice, Source
@@ -73,8 +75,7 @@ class Live:
 
 
 def recipe_of(walk: Walk) -> Recipe:
-    slices = tuple(Slice((Source(name, (at, at + 1)),)) for name, at in walk)
-    return Recipe("passthrough", slices)
+    return Recipe("passthrough", tuple(copy_of(*step) for step in walk))
 
 
 def random_walk(seed: int, least: int = 1, most: int = LAYERS + 3) -> Walk:
@@ -160,42 +161,83 @@ def test_what_is_passed_through_is_lent_and_repeats_share_it(folders):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_experts_that_are_there_change_places(folders, monkeypatch, family: str):
-    """They are packed, so a parent's tensors can't be lent; only what is new is copied."""
-    live, other = (live_model(folders(family), whole("a")) for _ in range(2))
-    other.bench.packs = ()  # copies them all
+def test_experts_are_packed_once_and_then_lent(folders, monkeypatch, family: str):
+    """A parent's tensors can't be lent to views into a pack, but a pack of them can."""
+    live, other = (live_model(folders(family), whole("a", LAYERS)) for _ in range(2))
+    other.bench.loans.packs = ()  # copies them all
     copied = counted(monkeypatch)
     live.be(whole("a"))
-    whole_layers = len(copied)
-    held = {pack.data_ptr() for pack, _ in live.resident.packs}
-    chance = random.Random(0)
-    for number in range(6):
-        order = chance.sample(whole("a"), LAYERS)
-        fresh = ("b", number % LAYERS)
-        for walk, new in ((order, None), (order[1:], 0), ([fresh, *order[1:]], 1), (order, 1)):
-            copied.clear()
-            found = live.logits(walk)
-            if new is not None:
-                assert len(copied) == new * whole_layers / LAYERS
-            assert torch.equal(found, other.logits(walk))
-    assert {pack.data_ptr() for pack, _ in live.resident.packs} == held
+    live.be(whole("b"))
+    assert copied
+    copied.clear()
+    for seed in range(8):
+        live.be(random_walk(seed, most=LAYERS))
+    assert not copied
+    for seed in range(4):
+        walk = random_walk(seed, most=LAYERS)
+        assert torch.equal(live.logits(walk), other.logits(walk))
+    live.be([("a", 1)] * LAYERS)
+    assert (
+        len({pack.data_ptr() for pack, _ in live.resident.packs})
+        == len(live.resident.packs) / LAYERS
+    )
     for pack, names in live.resident.packs:
         first, end = pack.data_ptr(), pack.data_ptr() + pack.nbytes
         assert all(first <= live.resident.slots[name].data_ptr() < end for name in names)
 
 
-def test_packs_of_merges_stay_where_they_are(folders):
-    """What was merged is no parent's, so nothing is known of where else it belongs."""
+@pytest.mark.parametrize("room", [True, False])
+def test_packs_are_lent_and_merged_in_turn(folders, monkeypatch, room: bool):
+    """What is lent is never written to; where there is no room for it, experts are copied."""
     live, other = (live_model(folders("mixtral"), whole("a")) for _ in range(2))
-    other.bench.packs = ()
-    pair = tuple(Slice((Source("a", (at, at + 1)), Source("b", (at, at + 1)))) for at in (0, 1, 2))
-    merged = Recipe("linear", pair, None, (("weight", (Setting(None, 0.5),)),))
-    for recipe in (recipe_of(whole("a")), merged, recipe_of(whole("a")[::-1]), merged):
+    other.bench.loans.packs = ()
+    if not room:
+        monkeypatch.setattr("merge_core.geometry.make_room", no_room)
+    merged = half_and_half((0, 1, 2))
+    mixed = replace(
+        merged, slices=(*merged.slices[:2], replace(copy_of("a", 2), method="passthrough"))
+    )
+    again = half_and_half((2, 1, 0))
+    turns = (
+        recipe_of(whole("a")),
+        merged,
+        mixed,
+        recipe_of(whole("a")[::-1]),
+        again,
+        mixed,
+        merged,
+    )
+    for recipe in turns:
         for one in (live, other):
             plan = compile_plan(recipe, one.parents)
             one.resident.wiring.rewire(plan.config)  # pyright: ignore
             apply(plan, one.bench)
         assert torch.equal(family_logits(live.resident.model), family_logits(other.resident.model))
+
+
+def test_a_merge_that_fails_leaves_nothing_half_packed(folders, monkeypatch):
+    live = live_model(folders("mixtral"), whole("a"))
+    expected = live.logits(whole("b"))
+    live = live_model(folders("mixtral"), whole("a"))
+    live.be(whole("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_core.apply, "run_steps", no_room)
+        with pytest.raises(MergeError, match="none left"):
+            live.be(whole("b"))
+    assert torch.equal(live.logits(whole("b")), expected)
+
+
+def no_room(*_: object) -> torch.Tensor:
+    raise MergeError("none left")
+
+
+def copy_of(name: str, at: int) -> Slice:
+    return Slice((Source(name, (at, at + 1)),))
+
+
+def half_and_half(layers: Sequence[int]) -> Recipe:
+    pairs = tuple(Slice((*copy_of("a", at).sources, *copy_of("b", at).sources)) for at in layers)
+    return Recipe("linear", pairs, None, (("weight", (Setting(None, 0.5),)),))
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
