@@ -112,7 +112,7 @@ SCALED = st.builds(
 
 @given(st.lists(SCALED | RUNS, min_size=1, max_size=4), st.sampled_from(["float32", "bfloat16"]))
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_scaled_runs_are_live_and_on_disk_what_is_read_back_and_multiplied(
     parents, live, tmp_path_factory, runs, dtype
