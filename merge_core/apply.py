@@ -14,6 +14,8 @@ from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep
 from merge_core.registry import find_method
 
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)  # torch multiplies them in float32
+
 
 @dataclass(frozen=True, slots=True)
 class MergeStats:
@@ -156,14 +158,29 @@ def run_steps(steps: Iterable[tuple[MergeStep, torch.Tensor]], geometry: Geometr
     """
     jobs: list[Job] = []
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+    scaled: list[tuple[torch.Tensor, float]] = []
     for step, out in steps:
         if step.method is None:
             copies.append((out, _agreed(step, geometry)))
-        else:
-            jobs.append(_job(step, geometry, out))
+            continue
+        jobs.append(_job(step, geometry, out))
+        if step.scale != 1.0:
+            scaled.append((out, step.scale))
     for out, tensor in copies:
         out.copy_(tensor)
     execute(jobs)
+    for out, scale in scaled:
+        _multiply(out, scale)
+
+
+def _multiply(out: torch.Tensor, scale: float) -> None:
+    """What `passthrough` makes of a model that holds this: a float32 product, rounded once."""
+    if scale == 0:
+        out.zero_()  # 0 * inf
+    elif out.dtype in _NARROW:
+        out.mul_(scale)
+    else:
+        out.copy_(out.to(torch.float32).mul_(scale))
 
 
 def _job(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> Job:

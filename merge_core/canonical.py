@@ -20,7 +20,8 @@ The rules, each proved in `tests/merge_core/test_canonical.py`:
 - SLERP and NuSLERP at an end, and passthrough, are linear too; the order of a sum is the names'.
 - Slices that go on where the one before ended, with the same numbers, are one slice.
 
-Where slices have methods of their own, the rules look at each slice alone.
+Where slices have methods of their own, the rules look at each slice alone. What multiplies a
+merged slice stays as it is: it follows a rounding to the output's dtype, so no weight can say it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,6 +48,7 @@ _SIGNED = ("ties", *_WITHOUT_SIGNS)
 _SUMS = ("linear", "task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")
 _RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")  # masks count the parents' places
 _FAMILY = ("ties", "task_arithmetic", *_WITHOUT_DROPPING)
+_SCALE = Parameter("scale", float, per_parent=False, default=1.0, range=None)
 _DIGITS = 12
 _TINY = 1e-8
 _SAME = 1e-11
@@ -69,6 +71,7 @@ class _Cut:
     inputs: tuple[_Input, ...]
     base: Source | None
     shared: Mapping[str, Chain]
+    scale: Chain = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,14 @@ def _open_cut(method: MergeMethod, module: Module, part: Slice, recipe: Recipe) 
         for source in inputs.sources
     )
     shared = {p.name: _chain(p, outer) for p in known if not p.per_parent}
-    return _Cut(module.name, opened, inputs.base, shared)
+    return _Cut(module.name, opened, inputs.base, shared, _factors(part))
+
+
+def _factors(part: Slice) -> Chain:
+    """What multiplies the slice; nothing where that is 1."""
+    settings = tuple(replace(s, value=_written(s.value)) for s in part.scale)
+    chain = _chain(_SCALE, ((("scale", settings),),))
+    return chain[:-1] if chain[-1] == Setting(None, 1.0) else chain
 
 
 def _chain(parameter: Parameter, scopes: Iterable[Parameters]) -> Chain:
@@ -449,7 +459,7 @@ def _weighted(cut: _Cut, weights: list[float], *, calm: bool = False) -> _Cut:
 def _linear(cut: _Cut, inputs: Iterable[_Input]) -> _Cut:
     """A sum of models as it stands."""
     weighed = tuple(replace(i, chains=_only(i.chains, {"weight"})) for i in inputs)
-    return _Cut(cut.module, weighed, None, {"normalize": _flat(False)})
+    return _Cut(cut.module, weighed, None, {"normalize": _flat(False)}, cut.scale)
 
 
 # Closing: back to a recipe, with what all slices share said once.
@@ -475,11 +485,13 @@ def _joined(form: _Form) -> _Form:
 
 
 def _whole(form: _Form, depth: int | None) -> _Form:
-    """A slice of all layers of all its models needs no ranges."""
+    """A slice of all layers of all its models needs no ranges, unless it is multiplied."""
     ranges = {place for cut in form.cuts for _, place in _places(cut)}
     if depth is None or len(form.cuts) != 1 or ranges != {(0, depth)}:
         return form
     (cut,) = form.cuts
+    if cut.scale:  # `models` can't say it
+        return form
     base = replace(cut.base, layers=None) if cut.base else None
     return replace(form, cuts=(replace(cut, inputs=_unplaced(cut), base=base),))
 
@@ -584,7 +596,7 @@ def _close_cut(
         sources.append(Source(cut.base.model, cut.base.layers))
     own = {name: chain for name, chain in cut.shared.items() if name not in everywhere}
     stated = cut.base.model if cut.base and base is None else None
-    return Slice(tuple(sources), stated, _said(method, own))
+    return Slice(tuple(sources), stated, _said(method, own), scale=cut.scale)
 
 
 def _said(method: MergeMethod, chains: Mapping[str, Chain]) -> Parameters:

@@ -24,7 +24,7 @@ class Run:
         start: The first layer.
         end: The end, exclusive; none at all where it is the start: only the tensors outside the
             layers are taken then, by the first run those before them, by the last those after.
-        parameters: Of passthrough, for copied layers; the scales of some tensors.
+        parameters: Of passthrough: the `scale` of some tensors. Merged layers take it too.
     """
 
     origin: str | None
@@ -108,7 +108,8 @@ def _merged(run: Run, recipe: Recipe, depths: Mapping[str, int]) -> Slice:
     own = tuple(sorted((name, said[name]) for name in graded))
     stated = tuple((name, s) for name, s in whole.parameters if name not in graded)
     parameters = tuple(sorted((*_localised(own, run, depth), *stated)))
-    return Slice(tuple(sources), whole.base, parameters)
+    scale = dict(run.parameters).get("scale", ())
+    return Slice(tuple(sources), whole.base, parameters, scale=scale)
 
 
 def _depth(recipe: Recipe, depths: Mapping[str, int]) -> int:

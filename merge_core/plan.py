@@ -36,6 +36,7 @@ class MergeStep(NamedTuple):  # made and compared by the hundred for every candi
         rounding: Inputs are rounded to it before any arithmetic; None where that changes none.
         seed: Seed of random masks.
         compat: Whether to compute as mergekit does where the two differ.
+        scale: What was merged and rounded to `dtype` is multiplied by it and rounded again.
     """
 
     out: str
@@ -48,6 +49,7 @@ class MergeStep(NamedTuple):  # made and compared by the hundred for every candi
     rounding: torch.dtype | None
     seed: int
     compat: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 
         if model not in parents:
             raise RecipeError(f"model '{model}' is not open; {nearest(model, parents)}")
     _check_parameter_names(recipe)
+    _check_scales(recipe)
     opened = tuple((model, parents[model]) for model in recipe.models)
     blueprint = draw_blueprint(_without_values(recipe), opened)
     steps = tuple(_steps(blueprint, _values(recipe, blueprint), seed, recipe.compat))
@@ -101,7 +104,8 @@ def _steps(
     blueprint: Blueprint, values: tuple[Values, ...], seed: int, compat: bool
 ) -> Iterator[MergeStep]:
     for row in blueprint.rows:
-        params = values[row.part].at(row.out, row.inputs, row.depth) if row.method else ()
+        mine = values[row.part]
+        params = mine.at(row.out, row.inputs, row.depth) if row.method else ()
         yield MergeStep(
             row.out,
             row.shape,
@@ -113,6 +117,7 @@ def _steps(
             row.rounding,
             seed,
             compat,
+            mine.factor(row.out) if row.method else 1.0,
         )
 
 
@@ -126,7 +131,7 @@ def _values(recipe: Recipe, blueprint: Blueprint) -> tuple[Values, ...]:
             inputs = merge_inputs(method, part, recipe.base)
             outer = (part.parameters, module.parameters, recipe.parameters)
             sources = tuple(source.parameters for source in inputs.sources)
-            found.append(read_values(method, sources, outer))
+            found.append(read_values(method, sources, outer, part.scale))
     return tuple(found)
 
 
@@ -172,6 +177,18 @@ def _check_parameter_names(recipe: Recipe) -> None:
                 )
 
 
+def _check_scales(recipe: Recipe) -> None:
+    """A copied layer says its factor as any passthrough does."""
+    for module in recipe.modules or (Module("", recipe.slices),):
+        prefix = f"modules.{module.name}." if recipe.modules else ""
+        for i, part in enumerate(module.slices):
+            if part.scale and (part.method or recipe.method) == "passthrough":
+                raise RecipeError(
+                    f"{prefix}slices[{i}].scale: is of slices that are merged; 'passthrough' has "
+                    "it as a parameter: write 'parameters: {scale: ...}'"
+                )
+
+
 def _scopes(recipe: Recipe) -> Iterator[tuple[str, Parameters, tuple[str, ...], bool]]:
     """All parameters: where they stand, what they say, for slices of which methods."""
     yield "parameters", recipe.parameters, recipe.methods, False
@@ -198,6 +215,7 @@ def describe(plan: MergePlan) -> str:
                 "inputs": [f"{ref.parent}:{ref.name}" for ref in step.inputs],
                 "params": dict(step.params),
             }
+            | ({} if step.scale == 1.0 else {"scale": step.scale})
         )
         for step in plan.steps
     )

@@ -7,6 +7,7 @@ errors.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from merge_core.token_sources import TokenizerBlock, read_tokenizer, tokenizer_d
 
 Scalar = bool | int | float | str
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+_NUMBERED = re.compile(r"(^|(?<!experts)\.)\d+(\.|$)")  # it is another one in a stage
 _RECIPE_KEYS = (
     "merge_method",
     "base_model",
@@ -63,14 +65,16 @@ class Source:
 class Slice:
     """A run of output layers, merged from the same number of layers of each source.
 
-    `method` is its own merge method, or None for the recipe's. mergekit knows one method for all
-    slices; `merge_core.staging` writes such a recipe for it.
+    `method` is its own merge method, or None for the recipe's. `scale` multiplies what was merged:
+    the first of its settings that matches an output tensor's name, else 1. mergekit knows one
+    method for all slices and no such factor; `merge_core.staging` writes such a recipe for it.
     """
 
     sources: tuple[Source, ...]
     base: str | None = None
     parameters: Parameters = ()
     method: str | None = None
+    scale: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,13 +307,30 @@ def _slice(data: object, where: str) -> Slice:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with 'sources'")
     part = cast("Mapping[str, Any]", data)
-    check_keys(part, ("sources", "base_model", "parameters", "merge_method"), where)
+    check_keys(part, ("sources", "base_model", "parameters", "merge_method", "scale"), where)
     return Slice(
         _sources(part.get("sources"), f"{where}.sources", ranged=True),
         _model(part, "base_model", where),
         read_parameters(part.get("parameters"), f"{where}.parameters"),
         _text(part, "merge_method", where),
+        _factors(part["scale"], f"{where}.scale") if "scale" in part else (),
     )
+
+
+def _factors(value: object, where: str) -> tuple[Setting, ...]:
+    """What a merged slice is multiplied by: numbers, each perhaps for some tensors."""
+    settings = _settings(value, where)
+    for setting in settings:
+        if isinstance(setting.value, tuple):
+            raise RecipeError(f"{where}: a factor has no gradient; write a slice for each factor")
+        if isinstance(setting.value, bool | str):
+            raise RecipeError(f"{where}: expected a number, got {setting.value!r}")
+        if setting.filter and _NUMBERED.search(setting.filter):
+            raise RecipeError(
+                f"{where}: filter '{setting.filter}' names a layer by its number; write a slice of "
+                "that layer alone"
+            )
+    return settings
 
 
 def _sources(data: object, where: str, *, ranged: bool) -> tuple[Source, ...]:
@@ -404,6 +425,8 @@ def _slice_dict(part: Slice) -> dict[str, Any]:
         entry["base_model"] = part.base
     if part.parameters:
         entry["parameters"] = _parameters_dict(part.parameters)
+    if part.scale:
+        entry["scale"] = _settings_list(part.scale)
     return entry
 
 

@@ -1,7 +1,8 @@
-"""A recipe whose slices have methods of their own, as documents that mergekit reads.
+"""A recipe whose slices have methods or factors of their own, as documents that mergekit reads.
 
 mergekit knows one method for a recipe. Slices that are merged become a stage (a document with a
-`name`) for each method; the result copies its layers from the stages and the parents.
+`name`) for each method; the result copies its layers from the stages and the parents, and a
+passthrough multiplies them.
 """
 
 from collections.abc import Mapping
@@ -27,12 +28,14 @@ def documents(recipe: Recipe, depths: Mapping[str, int]) -> tuple[dict[str, Any]
         method is enough.
 
     Raises:
-        RecipeError: For slices of several methods under `modules`.
+        RecipeError: For slices of several methods, or with factors, under `modules`.
     """
-    if len(recipe.methods) == 1:
+    if len(recipe.methods) == 1 and not any(part.scale for part in recipe.every_slice):
         return (to_dict(_plain(recipe)),)
     if recipe.modules:
-        raise RecipeError("slices with methods of their own can't stand under 'modules'")
+        raise RecipeError(
+            "slices with a merge_method or scale of their own can't stand under 'modules'"
+        )
     stages = {word: _stage(word, recipe, depths) for word in recipe.methods if word != COPY}
     names = dict(zip(stages, _names(recipe), strict=False))
     taken = dict.fromkeys(stages, 0)
@@ -44,7 +47,8 @@ def documents(recipe: Recipe, depths: Mapping[str, int]) -> tuple[dict[str, Any]
             continue
         start, length = taken[word], _length(part, depths)
         taken[word] += length
-        slices.append(Slice((Source(names[word], (start, start + length)),)))
+        scale = (("scale", part.scale),) if part.scale else ()
+        slices.append(Slice((Source(names[word], (start, start + length), scale),)))
     result = replace(recipe, method=COPY, slices=tuple(slices), base=None, parameters=())
     heads = [{"name": names[word]} | to_dict(stage) for word, stage in stages.items()]
     return (*heads, to_dict(result))
@@ -66,7 +70,7 @@ def _stage(word: str, recipe: Recipe, depths: Mapping[str, int]) -> Recipe:
     if not any(_length(part, depths) for part in mine):
         # Only tensors outside the layers are wanted, but a model needs a layer.
         mine.insert(1, _some_layer(mine[-1]))
-    slices = tuple(replace(part, method=None) for part in mine)
+    slices = tuple(replace(part, method=None, scale=()) for part in mine)
     known = {parameter.name for parameter in find_method(word).parameters}
     parameters = tuple(one for one in recipe.parameters if one[0] in known)
     return replace(recipe, method=word, slices=slices, parameters=parameters)

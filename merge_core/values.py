@@ -28,12 +28,19 @@ class Values:
             other: one chain for each parent, or one for the tensor.
         plain: Whether no filter matters, so that a tensor's value depends on its depth only.
         kept: Values by depth, where they are plain.
+        scale: What multiplies the merged tensors, by filter.
     """
 
     method: MergeMethod
     chains: tuple[tuple[tuple[Setting, ...], ...], ...]
     plain: bool
     kept: dict[float, Params] = field(default_factory=dict[float, Params])
+    scale: tuple[Setting, ...] = ()
+
+    def factor(self, out: str) -> float:
+        """What multiplies a merged tensor, by its name in the output."""
+        found = resolve(self.scale, out, 0.0) if self.scale else None
+        return 1.0 if found is None else float(found)
 
     def at(self, out: str, inputs: tuple[TensorRef, ...], depth: float) -> Params:
         """Values for one tensor.
@@ -87,6 +94,7 @@ def read_values(
     method: MergeMethod,
     sources: tuple[Parameters, ...],
     outer: tuple[Parameters, ...],
+    scale: tuple[Setting, ...] = (),
 ) -> Values:
     """Line up what the scopes of one slice say.
 
@@ -94,6 +102,7 @@ def read_values(
         method: Whose parameters are asked for.
         sources: What each parent's own scope says, `(parents,)`.
         outer: What slice, module and recipe say, the innermost first.
+        scale: What the slice says of the merged tensors.
     """
     chains = tuple(
         tuple(_chain(parameter, (source, *outer)) for source in sources)
@@ -102,7 +111,7 @@ def read_values(
         for parameter in method.parameters
     )
     plain = all(s.filter is None for of in chains for chain in of for s in chain)
-    return Values(method, chains, plain)
+    return Values(method, chains, plain, scale=scale)
 
 
 def resolve(settings: tuple[Setting, ...], name: str, depth: float) -> Scalar | None:

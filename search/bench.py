@@ -48,7 +48,7 @@ from search.functions import Scorer, load_scorer
 from search.genome import is_genome, read_genome
 from search.goals import Goals, goals_of
 from search.holes import build_space
-from search.layouts import Layout
+from search.layouts import MERGE, Layout
 from search.models import open_models
 from search.placing import names_layers, refuse_moves
 from search.samplers import choose_sampler, refusal
@@ -308,6 +308,7 @@ def _unscalable(bench: Bench, resident: Resident) -> Iterator[str]:
         for node in holes(study.space.template)
         if isinstance(node, Layout)
         for name, writers in node.writers.items()
+        if name != MERGE  # its layers are those of a model that stands beside it
     }
     for name, writers in scaled.items():
         plan = study.plan(parent_recipe(name))

@@ -55,8 +55,8 @@ def _layers(recipe: Recipe) -> str:
         copied = (part.method or recipe.method) == COPY
         start, end = part.sources[0].layers or (0, 0)
         if start < end:
-            scaled = ", scaled" if copied and part.sources[0].parameters else ""
-            what = f"{part.sources[0].model}{scaled}" if copied else "the merge"
+            scaled = ", scaled" if (part.sources[0].parameters if copied else part.scale) else ""
+            what = f"{part.sources[0].model if copied else 'the merge'}{scaled}"
             parts.append(
                 f"{start} to {end - 1} of {what}" if end - start > 1 else f"{start} of {what}"
             )

@@ -46,6 +46,7 @@ class _Asked:
         where: Its YAML path.
         origins: Of its layers.
         parents: The opened models.
+        merged: The models that `merge` is of, which have equally many layers.
         depths: How many layers each parent has, and `merge`.
         place: Beginning of names, methods, conditions.
         numbers: Whether dimensions shall be numbers.
@@ -56,6 +57,7 @@ class _Asked:
     where: str
     origins: tuple[str, ...]
     parents: Mapping[str, Checkpoint]
+    merged: tuple[str, ...]
     depths: Mapping[str, int]
     place: Place
     numbers: bool
@@ -110,7 +112,7 @@ def read_layout(
     methods = tuple(method.name for method in scope.methods)
     place = (scope.prefix, methods, scope.under)
     as_numbers = numbers if encoding == "auto" else encoding == "numbers"
-    asked = _Asked(data, where, origins, parents, depths, place, as_numbers, tell)
+    asked = _Asked(data, where, origins, parents, merged, depths, place, as_numbers, tell)
     form = {"origin": _read_origin, "cuts": _read_cuts, "walk": _read_walk}[kind](asked)
     if form is None:
         return None
@@ -299,22 +301,40 @@ def _scales(asked: _Asked) -> Scales | None:
 
 
 def _writers(asked: _Asked) -> dict[str, Writers]:
-    """What the scales multiply."""
+    """What the scales multiply, of each origin."""
     if asked.data.get("scale", False) is False:
         return {}
-    if MERGE in asked.origins:
-        asked.tell(
-            f"{asked.where}.scale: only copied layers can be scaled; leave '{MERGE}' out of its "
-            "models, or the scale"
-        )
-        return {}
+    merged = [name for name in asked.merged if name in asked.parents]
+    merged = merged if MERGE in asked.origins else []
+    copied = [name for name in asked.origins if name != MERGE]
     found: dict[str, Writers] = {}
-    for name in asked.origins:
+    for name in dict.fromkeys((*copied, *merged)):
         try:
             found[name] = find_writers(asked.parents[name])
         except RecipeError as error:
             asked.tell(f"{asked.where}.scale: {error}")
-    return found
+    of_merge = {name: found[name] for name in merged if name in found}
+    return _with_merge(found, copied, of_merge, asked) if of_merge else found
+
+
+def _with_merge(
+    found: dict[str, Writers], copied: list[str], merged: dict[str, Writers], asked: _Asked
+) -> dict[str, Writers]:
+    """A merged layer's are those of the models that it is of; the first one stands for them."""
+    first, *others = merged
+    for name in others:
+        if merged[name] != merged[first]:
+            asked.tell(
+                f"{asked.where}.scale: what layers write with is named otherwise in '{name}' than "
+                f"in '{first}'; leave '{MERGE}' out of its models, or the scale"
+            )
+    if "passthrough" in asked.place[1]:
+        asked.tell(
+            f"{asked.where}.scale: '{MERGE}' by passthrough is one model as it is; write that "
+            f"model instead of '{MERGE}'"
+        )
+    kept = {name: found[name] for name in (*copied, first) if name in found}
+    return kept | {MERGE: merged[first]}
 
 
 def _words(stated: Any) -> list[Any]:

@@ -105,7 +105,7 @@ class _Wish:
 
 def _wish(recipe: Recipe) -> _Wish | None:
     """None where a number isn't the same for all tensors."""
-    if len(recipe.slices) != 1:
+    if len(recipe.slices) != 1 or recipe.slices[0].scale:
         return None
     own: dict[tuple[str, str], Scalar] = {}
     for source in recipe.slices[0].sources:

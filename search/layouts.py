@@ -69,7 +69,8 @@ class Layout:
         form: How orders are written.
         origins: Parents, and perhaps `merge`.
         depths: How many layers each parent has, and `merge`.
-        writers: For each parent the tensors that a scale multiplies; empty where nothing is scaled.
+        writers: For each origin the tensors that a scale multiplies, for `merge` also by a model
+            that is merged; empty where nothing is scaled.
         ends: Where the tensors outside the layers come from.
     """
 
@@ -102,7 +103,7 @@ class Layout:
 
     def _run(self, step: Step) -> Run:
         origin = None if step.origin == MERGE else step.origin
-        scaled = step.factor != 1.0 and origin is not None
+        scaled = step.factor != 1.0
         parameters = scale_settings(self.writers[step.origin], step.factor) if scaled else ()
         return Run(origin, step.layer, step.layer + 1, parameters)
 

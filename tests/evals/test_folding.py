@@ -15,9 +15,10 @@ from evals.folding import refusal
 from evals.resident import Resident, match_slots
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.export import write_model
+from merge_core.interleave import Run, interleave
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan
-from merge_core.recipe import Parameters, Recipe, Slice, Source
+from merge_core.recipe import Parameters, Recipe, Setting, Slice, Source
 from merge_core.writers import Writers, find_writers, folded, powers, scale_settings
 
 FAMILIES = (
@@ -159,7 +160,7 @@ def test_what_is_exported_is_the_model_that_scales_the_stream(tmp_path: Path, fa
         name: open_checkpoint(write_lively(tmp_path / name, family, seed, more), name)
         for seed, name in enumerate("ab")
     }
-    walk = [("a", 0, 1.0), ("a", 1, 0.7), ("b", 1, 1.4), ("b", 2, 1.0), ("a", 2, 1.2)]
+    walk = [("a", 0, 1.0), (None, 1, 0.7), ("b", 1, 1.4), (None, 2, 1.0), ("a", 2, 1.2)]
     writers = find_writers(parents["a"])
     factors = folded([scale for *_, scale in walk])
     plain = write_walk(tmp_path / "plain", walk, [()] * len(walk), parents)
@@ -192,16 +193,19 @@ def write_lively(folder: Path, family: str, seed: int, more: Mapping[str, object
 
 def write_walk(
     folder: Path,
-    walk: Sequence[tuple[str, int, float]],
+    walk: Sequence[tuple[str | None, int, float]],
     settings: Sequence[Parameters],
     parents: Mapping[str, Checkpoint],
 ) -> Path:
-    """Export layers of several parents, each with settings of its own."""
-    slices = tuple(
-        Slice((Source(parent, (layer, layer + 1), own),))
-        for (parent, layer, _), own in zip(walk, settings, strict=True)
-    )
-    plan = compile_plan(Recipe("passthrough", slices), parents)
+    """Export layers of several parents, or of their average, each with settings of its own."""
+    runs = [
+        Run(origin, layer, layer + 1, own)
+        for (origin, layer, _), own in zip(walk, settings, strict=True)
+    ]
+    whole = Slice(tuple(map(Source, parents)))
+    average = Recipe("linear", (whole,), parameters=(("weight", (Setting(None, 0.5),)),))
+    depths = {name: parent.layout.depth for name, parent in parents.items()}
+    plan = compile_plan(interleave(average, runs, depths), parents)
     write_model(plan, Parents(parents, torch.device("cpu")), folder)
     return folder
 

@@ -20,10 +20,12 @@ from merge_core.apply import Workbench, apply
 from merge_core.checkpoint import Checkpoint, open_checkpoint
 from merge_core.errors import MergeError
 from merge_core.export import write_model
+from merge_core.interleave import Run, interleave
 from merge_core.packs import Pack
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.recipe import Recipe, Setting, Slice, Source
+from merge_core.writers import find_writers, scale_settings
 
 CPU = torch.device("cpu")
 LAYERS = 5
@@ -131,6 +133,40 @@ def test_any_plan_is_the_model_that_transformers_loads(folders, tmp_path: Path, 
         assert torch.equal(live.logits(walk), expected)
     assert torch.equal(found[0], family_logits(load_family(folders(family)["a"], family)))
     assert not torch.equal(found[0], found[-1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_walks_through_a_merge_with_scales_are_the_models_that_transformers_loads(
+    folders, tmp_path: Path, family: str
+):
+    """Whatever the live model held before, also where experts are packed."""
+    live = live_model(folders(family), random_walk(3, LAYERS + 3, LAYERS + 3))
+    assert live.resident.wiring is not None
+    seen: list[torch.Tensor] = []
+    for seed in (0, 1, 2, 0):
+        plan = compile_plan(scaled_walk(seed, live.parents), live.parents)
+        assert {step.scale for step in plan.steps} > {1.0}
+        live.resident.wiring.rewire(plan.config)
+        apply(plan, live.bench)
+        seen.append(family_logits(live.resident.model))
+        folder = tmp_path / str(len(seen))
+        write_model(plan, Parents(live.parents, CPU), folder, files={})
+        assert torch.equal(seen[-1], family_logits(load_family(folder, family)))
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def scaled_walk(seed: int, parents: Mapping[str, Checkpoint]) -> Recipe:
+    """Layers of a, of b and of their average, each with what it adds multiplied."""
+    chance, writers = random.Random(seed), find_writers(parents["a"])
+    origins = [None, *chance.choices(["a", "b", None], k=LAYERS)]
+    runs = [
+        Run(origin, at, at + 1, scale_settings(writers, chance.choice([0.7, 1.3])))
+        for origin, at in zip(origins, chance.choices(range(LAYERS), k=LAYERS + 1), strict=True)
+    ]
+    average = Slice((Source("a"), Source("b")))
+    recipe = Recipe("linear", (average,), None, (("weight", (Setting(None, 0.5),)),))
+    return interleave(recipe, runs, dict.fromkeys("ab", LAYERS))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2", "smollm3"])

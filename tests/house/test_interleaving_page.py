@@ -43,9 +43,10 @@ def test_numbers_are_as_many_as_the_page_says(parents: dict[str, Checkpoint]):
     assert len(build_space(recipe, MODELS, [], parents).dimensions) == 12 + 3
 
 
-def test_a_recipe_merges(parents: dict[str, Checkpoint]):
-    recipe = next(one for one in RECIPES if one["merge_method"] == "ties")
-    assert compile_plan(from_dict(recipe), parents).depth == 3
+@pytest.mark.parametrize(("method", "depth"), [("ties", 3), ("linear", 4)])
+def test_a_recipe_merges(parents: dict[str, Checkpoint], method: str, depth: int):
+    recipe = next(one for one in RECIPES if one["merge_method"] == method)
+    assert compile_plan(from_dict(recipe), parents).depth == depth
 
 
 def test_every_key_is_explained():

@@ -143,6 +143,60 @@ def test_live_parameters_are_written_in_place(parents):
     assert all(parameter.detach().any() for parameter in live.values())
 
 
+# Factors of what was merged.
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp", "passthrough"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_what_was_merged_is_rounded_multiplied_and_rounded_again(parents, method, dtype):
+    """As a passthrough does that reads it back: by its own arithmetic, to the bit."""
+    plan = compile_plan(recipe(method), parents.checkpoints)
+    done = apply_and_return(plan, bench_for(parents, plan, dtype)).slots
+    factors = {step.out: (1.0, 0.7, 1 / 3, -2.0, 0.0)[at % 5] for at, step in enumerate(plan.steps)}
+    steps = [step._replace(scale=factors[step.out]) for step in plan.steps]
+    found = {name: torch.full_like(slot, torch.nan) for name, slot in done.items()}
+    run_steps([(step, found[step.out]) for step in steps], Geometry(parents))
+    for name, tensor in found.items():
+        memory, one = Memory({"m": done[name]}), (("scale", (factors[name],)),)
+        again = step_of("passthrough", tensor.shape, dtype, ("m",), one)
+        expected = torch.empty_like(tensor)
+        run_steps([(again, expected)], Geometry(memory))
+        assert torch.equal(tensor, expected), name
+        if factors[name]:
+            plain = (done[name].float() * factors[name]).to(dtype)
+            assert torch.equal(tensor, plain), name
+
+
+def test_a_factor_of_nothing_is_nothing_whatever_was_merged():
+    """0 * inf would be NaN; passthrough leaves its source out too."""
+    memory = Memory({"m": torch.tensor([torch.inf, -1.0])})
+    out = torch.empty(2)
+    step = step_of("linear", (2,), torch.float32, ("m",), (("weight", (1.0,)), ("normalize", True)))
+    run_steps([(step._replace(scale=0.0), out)], Geometry(memory))
+    assert out.tolist() == [0.0, 0.0]
+
+
+def test_another_factor_rewrites_its_tensors_alone(parents):
+    plans = [factored(parents, scale) for scale in (1.0, 0.7, 0.9, 1.0)]
+    hit = sum("down_proj" in step.out for step in plans[0].steps)
+    bench = bench_for(parents, plans[0], torch.bfloat16)
+    assert [apply(plan, bench).written for plan in plans] == [len(plans[0].steps), hit, hit, hit]
+    assert_same(bench, apply_and_return(plans[0], bench_for(parents, plans[0], torch.bfloat16)))
+    assert plans[0].steps == plans[3].steps
+
+
+def factored(parents, scale):
+    sources = [{"model": name, "layer_range": [0, 3]} for name in ("a", "b")]
+    part = {"sources": sources, "scale": {"filter": ".down_proj.", "value": scale}}
+    data = {"merge_method": "linear", "slices": [part], "parameters": {"weight": 0.4}}
+    return compile_plan(from_dict(data), parents.checkpoints)
+
+
+def step_of(method, shape, dtype, models, params):
+    refs = tuple(TensorRef(model, "t") for model in models)
+    return MergeStep("t", tuple(shape), dtype, method, refs, None, params, None, 0)
+
+
 # Buffers that are no weights.
 
 

@@ -1,5 +1,6 @@
 """Recipes that make the same model have one canonical form; those that don't have two."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,52 @@ def test_slices_with_a_gradient_or_a_gap_are_several():
     assert canonical(slices((0, 2), (1, 3))).slices[1:]
 
 
+def factored(*scales: Any, cuts: Any = ((0, 1), (1, 3))) -> Recipe:
+    data = to_dict(slices(*cuts))
+    for part, scale in zip(data["slices"], scales, strict=True):
+        part["scale"] = scale
+    return from_dict(data)
+
+
+FACTORS: dict[str, tuple[Recipe, Recipe]] = {
+    "one": (factored(1.0, {"filter": "mlp", "value": 1}), slices((0, 3))),
+    "equal factors": (factored(0.8, 0.8), factored(0.8, cuts=((0, 3),))),
+    "equal groups": (
+        factored([{"filter": "mlp", "value": 0.8}, {"value": 0.8}], 0.9),
+        factored(0.8, 0.9),
+    ),
+    "a hidden filter": (
+        factored([{"filter": "mlp", "value": 0.8}, {"filter": "mlp.up", "value": 0.5}], 0.9),
+        factored({"filter": "mlp", "value": 0.8}, 0.9),
+    ),
+    "digits that do not count": (factored(0.1 + 0.2, 0.9), factored(0.3, 0.9)),
+}
+
+
+@pytest.mark.parametrize("case", FACTORS)
+def test_factors_of_the_same_numbers(merge: Merge, case: str):
+    one, other = FACTORS[case]
+    assert canonical(one, 3).fingerprint == canonical(other, 3).fingerprint
+    assert_same(merge, one, other)
+
+
+def test_factors_that_differ_make_other_models(merge: Merge):
+    """Of the number, of its tensors, of its slice, and beside a factor that a weight has."""
+    models = [
+        slices((0, 1), (1, 3)),
+        factored(0.8, 0.8),
+        factored(0.8, 0.9),
+        factored(0.9, 0.8),
+        factored({"filter": "mlp", "value": 0.8}, 0.8),
+        factored([{"filter": "mlp", "value": 1.0}, {"value": 0.8}], 0.8),
+    ]
+    assert len({canonical(model, 3).fingerprint for model in models}) == len(models)
+    for one, other in itertools.combinations(map(merge, models), 2):
+        assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+    alone = [factored(0.5, cuts=((0, 3),)), slices((0, 3), weight=0.5)]
+    assert canonical(alone[0], 3).fingerprint != canonical(alone[1], 3).fingerprint
+
+
 number = st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5])
 value = st.one_of(
     number,
@@ -291,7 +338,13 @@ def recipes(draw: st.DrawFn, method: str) -> Recipe:
         if method not in ("passthrough", "linear") and "base" not in models:
             entries.append({"model": "base", "layer_range": [0, 3]})
         data["slices"] = [{"sources": data.pop("models")}]
+        if method != "passthrough" and draw(st.booleans()):
+            data["slices"][0]["scale"] = draw(value.filter(lambda one: not plain_list(one)))
     return from_dict(data)
+
+
+def plain_list(one: Any) -> bool:
+    return isinstance(one, list) and not isinstance(one[0], dict)
 
 
 WEIGHTED = ("linear", "passthrough", "slerp", "nuslerp", *FAMILY)

@@ -1,6 +1,7 @@
 """Layers in another order: what goes where, with which numbers, and as mergekit would write it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from merge_core.errors import RecipeError
 from merge_core.export import write_model
 from merge_core.interleave import Run, interleave
 from merge_core.parents import Parents
-from merge_core.plan import compile_plan
-from merge_core.recipe import Recipe, from_dict, to_dict
+from merge_core.plan import MergePlan, compile_plan
+from merge_core.recipe import Parameters, Recipe, Setting, from_dict, to_dict
 from merge_core.stages import read_stages
 from merge_core.staging import documents
 
@@ -95,6 +96,110 @@ def test_every_output_layer_is_the_one_that_its_run_names(merge, wholes, runs):
                 torch.testing.assert_close(tensor, theirs[rest], rtol=0, atol=1e-6)
             else:
                 assert torch.equal(tensor, theirs[rest]), rest
+
+
+def factor(value: float, filter: str = ".down_proj.") -> Parameters:
+    return (("scale", (Setting(filter, value),)),)
+
+
+SCALED = st.builds(
+    lambda run, value, filter: replace(run, parameters=factor(value, filter)),
+    RUNS,
+    st.sampled_from([1.0, 0.7, 1.3, 1 / 3]),
+    st.sampled_from([".down_proj.", "attn", "o_proj"]),
+)
+
+
+@given(st.lists(SCALED | RUNS, min_size=1, max_size=4), st.sampled_from(["float32", "bfloat16"]))
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_scaled_runs_are_live_and_on_disk_what_is_read_back_and_multiplied(
+    parents, live, tmp_path_factory, runs, dtype
+):
+    """To the bit, whatever the live tensors held before; copies are rounded once, merges twice."""
+    plan = compile_plan(interleave(even(dtype), runs, DEPTHS), parents.checkpoints)
+    slots = live(plan)
+    folder = tmp_path_factory.mktemp("out") / "model"
+    write_model(plan, parents, folder, files={})
+    written = open_checkpoint(folder, "out")
+    assert written.tensors.keys() == {step.out for step in plan.steps}
+    wanted = reference(parents, runs, dtype)
+    for name, tensor in merge_of({"out": written}).items():
+        assert torch.equal(tensor, slots[name]), name
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def even(dtype: str) -> Recipe:
+    """TIES whose numbers depend on a tensor's kind only, so that cuts of runs round nothing."""
+    weight = [{"filter": "mlp", "value": 0.6}, {"value": 0.3}]
+    models = [{"model": m, "parameters": {"weight": weight, "density": 0.5}} for m in "ab"]
+    return tiers(models=models, parameters={"lambda": 0.9}, dtype="float32", out_dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def live(parents: Parents) -> Callable[[MergePlan], Tensors]:
+    """Tensors that one plan after another is applied to, for each dtype."""
+    deepest = interleave(tiers(dtype="float32"), [Run(None, 0, 3)] * 4, DEPTHS)
+    steps = compile_plan(deepest, parents.checkpoints).steps
+    benches = {
+        dtype: Workbench(parents, {step.out: hollow(step.shape, dtype) for step in steps})
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+
+    def applied(plan: MergePlan) -> Tensors:
+        bench = benches[plan.steps[0].dtype]
+        apply(plan, bench)
+        return {step.out: bench.slots[step.out].detach() for step in plan.steps}
+
+    return applied
+
+
+def hollow(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.nn.Parameter(torch.full(shape, torch.nan, dtype=dtype), requires_grad=False)
+
+
+def reference(parents: Parents, runs: list[Run], dtype: str) -> Tensors:
+    """The same order of layers without scales, multiplied tensor by tensor."""
+    bare = [replace(run, parameters=()) for run in runs]
+    plan = compile_plan(interleave(even(dtype), bare, DEPTHS), parents.checkpoints)
+    fine, made = (
+        {step.out: torch.empty(step.shape, dtype=kind) for step in plan.steps}
+        for kind in (torch.float32, getattr(torch, dtype))
+    )
+    for slots in (fine, made):
+        apply(plan, Workbench(parents, slots))
+    each = [run for run in runs for _ in range(run.length)]
+    for at, run in enumerate(each):
+        for setting in dict(run.parameters).get("scale", ()):
+            for name, tensor in made.items():
+                if f"layers.{at}." in name and str(setting.filter) in name:
+                    stored = fine[name] if run.origin else tensor.float()
+                    made[name] = (stored * setting.value).to(tensor.dtype)
+    return made
+
+
+@given(st.lists(RUNS, min_size=1, max_size=4))
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_scale_of_one_is_none(parents, runs):
+    """The same steps, and the same recipe to the search."""
+    ones = [replace(run, parameters=factor(1.0)) for run in runs]
+    pair = [interleave(tiers(), some, DEPTHS) for some in (runs, ones)]
+    plans = [compile_plan(recipe, parents.checkpoints) for recipe in pair]
+    assert plans[0].steps == plans[1].steps
+    assert canonical(pair[0], 3).fingerprint == canonical(pair[1], 3).fingerprint
+
+
+def test_a_copied_slice_says_its_scale_as_a_parameter(parents):
+    part = {"sources": [{"model": "a", "layer_range": [0, 3]}], "scale": 0.5}
+    for recipe in (
+        {"merge_method": "passthrough", "slices": [part]},
+        {"merge_method": "linear", "slices": [part | {"merge_method": "passthrough"}]},
+    ):
+        with pytest.raises(RecipeError, match=r"slices\[0\].scale: .*'parameters: {scale: ...}'"):
+            compile_plan(from_dict(recipe), parents.checkpoints)
 
 
 def test_the_whole_merge_and_a_whole_parent_are_written_plainly():
@@ -177,14 +282,22 @@ def test_the_same_layers_have_one_fingerprint(merge):
         [Run("a", 0, 2), Run(None, 0, 2), Run("b", 2, 3), Run(None, 2, 3)],
         [Run(None, 0, 0), Run("a", 0, 3), Run("b", 0, 3), Run(None, 3, 3)],
         [Run(None, 1, 3)],
+        [Run(None, 0, 3, factor(0.7))],
+        [Run("a", 0, 2, factor(0.9)), Run(None, 0, 2), Run(None, 1, 3, factor(1 / 3, "proj"))],
+        [Run(None, 0, 0, factor(0.5, "embed")), Run("a", 0, 3), Run(None, 3, 3, factor(0.7, ""))],
     ],
 )
-def test_stages_make_the_same_model(runs, parents, merge, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stages_make_the_same_model(runs, dtype, parents, tmp_path):
     """What mergekit can read merges to the same tensors as the recipe itself."""
-    recipe = interleave(tiers(dtype="float32"), runs, DEPTHS)
-    direct = merge(recipe)
+    recipe = interleave(tiers(dtype="float32", out_dtype=dtype), runs, DEPTHS)
+    write_model(compile_plan(recipe, parents.checkpoints), parents, tmp_path / "direct", files={})
+    direct = merge_of({"out": open_checkpoint(tmp_path / "direct", "out")})
     texts = documents(recipe, DEPTHS)
-    assert all("merge_method" not in part for text in texts for part in text.get("slices", ()))
+    parts = [part for text in texts for part in text.get("slices", ())]
+    assert not any({"merge_method", "scale"} & part.keys() for part in parts)
+    scaled = any(run.parameters for run in runs)
+    assert len(texts) == 2 if scaled or any(run.origin for run in runs) else 1
     opened = dict(parents.checkpoints)
     for stage in read_stages(texts):
         plan = compile_plan(stage.recipe, opened)

@@ -1,6 +1,7 @@
 """Compiled loops and plain torch: one semantics, over dtypes, sizes, threads and batches."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,23 @@ def test_several_candidates_in_one_pass_are_what_each_is_alone(method, parents):
     apply_all(list(zip(plans, together, strict=True)))
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(one.slots[name], other.slots[name]) for name in one.slots)
+
+
+def test_candidates_of_one_pass_keep_their_factors(parents):
+    """Four that are the same but for what multiplies them are read for together."""
+    plan = plan_of(parents, "linear", weight=0.4)
+    factors = (1.0, 0.7, 0.9, 1.3)
+    plans = [
+        replace(plan, steps=tuple(step._replace(scale=factor) for step in plan.steps))
+        for factor in factors
+    ]
+    geometry = bench_for(parents, plan).geometry
+    benches = [bench_for(parents, plan, geometry) for plan in plans]
+    apply_all(list(zip(plans, benches, strict=True)))
+    for factor, bench in zip(factors, benches, strict=True):
+        for name, slot in bench.slots.items():
+            plain = (benches[0].slots[name].detach().float() * factor).to(slot.dtype)
+            assert torch.equal(slot, plain)
 
 
 @pytest.mark.parametrize("sources", [2, 3, 4, 5])

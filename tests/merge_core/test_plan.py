@@ -361,15 +361,36 @@ def test_the_older_name_of_the_dtype_is_written_where_only_it_is_known():
     assert (config["torch_dtype"], config.get("dtype")) == ("float16", None)
 
 
+def test_a_factor_is_of_its_slice_and_of_the_first_filter_that_fits():
+    """Tensors outside the layers go with the first and the last slice, as their numbers do."""
+    scales = [[{"filter": "attn", "value": 2.0}, {"value": 3.0}], {"filter": "mlp", "value": 0.5}]
+    cuts = [[{"model": m, "layer_range": [at, at + 2]} for m in "ab"] for at in (0, 2)]
+    parts = [{"sources": cut, "scale": s} for cut, s in zip(cuts, scales, strict=True)]
+    plan = compiled({"merge_method": "linear", "slices": parts, "parameters": {"weight": 1.0}})
+    wanted = {
+        step.out: (2.0 if "attn" in step.out else 3.0)
+        if step.out.startswith(("layers.0", "layers.1", "embed"))
+        else (0.5 if "mlp" in step.out else 1.0)
+        for step in plan.steps
+    }
+    assert {step.out: step.scale for step in plan.steps} == wanted
+    assert set(wanted.values()) == {0.5, 1.0, 2.0, 3.0}
+    told = [json.loads(line).get("scale", 1.0) for line in describe(plan).splitlines()]
+    assert told == list(wanted.values())
+
+
 def test_buffers_are_copied_and_not_merged():
     parents = {name: checkpoint(name, layer={"mask": (1, 4)}) for name in "ab"}
     for parent in parents.values():
         for layer in range(4):
             spec = parent.tensors[f"layers.{layer}.mask"]
             parent.tensors[spec.name] = TensorSpec(spec.name, spec.shape, torch.bool, spec.file)
-    recipe = linear() | {"out_dtype": "bfloat16"}
-    step = compile_plan(from_dict(recipe), parents).steps[-1]
-    assert (step.method, step.dtype, step.params) == (None, torch.bool, ())
+    cut = [{"model": m, "layer_range": [0, 4], "parameters": {"weight": 1.0}} for m in "ab"]
+    scaled = {"merge_method": "linear", "slices": [{"sources": cut, "scale": 0.5}]}
+    for recipe in (linear(), scaled):
+        recipe = recipe | {"out_dtype": "bfloat16"}
+        step = compile_plan(from_dict(recipe), parents).steps[-1]
+        assert (step.method, step.dtype, step.params, step.scale) == (None, torch.bool, (), 1.0)
 
 
 def test_describe_is_one_json_line_per_tensor():

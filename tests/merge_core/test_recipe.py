@@ -38,6 +38,17 @@ SLICES = {
         {"sources": [{"model": "b", "layer_range": [2, 3]}]},
     ],
 }
+FACTORS = {
+    "merge_method": "linear",
+    "slices": [
+        {
+            "sources": [{"model": "a", "layer_range": [0, 2]}],
+            "parameters": {"weight": 0.5},
+            "scale": [{"filter": ".o_proj.", "value": 1.25}, {"value": 0.5}],
+        },
+        {"sources": [{"model": "a", "layer_range": [2, 3]}], "scale": 0.8},
+    ],
+}
 LINEAR = {"merge_method": "linear", "models": [{"model": "a"}]}
 TOKENS = {
     "<x>": {"source": "a"},
@@ -52,7 +63,7 @@ EXTRAS = LINEAR | {
 }
 
 
-@pytest.mark.parametrize("data", [MODELS, SLICES, LINEAR, EXTRAS])
+@pytest.mark.parametrize("data", [MODELS, SLICES, FACTORS, LINEAR, EXTRAS])
 def test_round_trip(data):
     recipe = from_dict(data)
     assert to_dict(recipe) == data
@@ -84,6 +95,47 @@ def test_slices_read_their_ranges():
         (("t", (Setting(None, 0.4),)),),
     )
     assert last.base is None
+
+
+def test_a_merged_slice_may_be_multiplied():
+    first, last = from_dict(FACTORS).slices
+    assert first.scale == (Setting(".o_proj.", 1.25), Setting(None, 0.5))
+    assert last == Slice((Source("a", (2, 3)),), scale=(Setting(None, 0.8),))
+    assert from_dict(FACTORS).renamed({"a": "x"}).slices[1].scale == last.scale
+    bare = [{k: v for k, v in part.items() if k != "scale"} for part in FACTORS["slices"]]
+    plain = from_dict(FACTORS | {"slices": bare})
+    assert plain.slices[1] == Slice((Source("a", (2, 3)),))
+    assert plain.fingerprint != from_dict(FACTORS).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (None, "expected a number, a boolean or a word, got None"),
+        (True, "expected a number, got True"),
+        ("half", "expected a number, got 'half'"),
+        ([0.5, 1.0], "a factor has no gradient; write a slice for each factor"),
+        ({"filter": "mlp", "value": [0.5, 1.0]}, "a factor has no gradient"),
+        ([], "an empty list gives no value"),
+        (float("nan"), "expected a number, a boolean or a word, got nan"),
+        ({"filter": "mlp"}, "a filtered entry needs a 'value'"),
+        ({"filtre": "mlp", "value": 1}, "unknown key 'filtre'; did you mean 'filter'"),
+        (
+            {"filter": "layers.1.mlp", "value": 0.5},
+            "filter 'layers.1.mlp' names a layer by its number",
+        ),
+        ({"filter": "h.11", "value": 0.5}, "filter 'h.11' names a layer by its number"),
+    ],
+)
+def test_factors_that_are_none(scale, message):
+    part = FACTORS["slices"][1] | {"scale": scale}
+    with pytest.raises(RecipeError, match=r"^slices\[0\].scale: " + message):
+        from_dict({"merge_method": "linear", "slices": [part]})
+
+
+def test_an_expert_has_a_number_too():
+    part = FACTORS["slices"][1] | {"scale": {"filter": "experts.1.w2", "value": 0.5}}
+    assert from_dict({"merge_method": "linear", "slices": [part]}).slices[0].scale
 
 
 @pytest.mark.parametrize(

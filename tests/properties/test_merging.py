@@ -224,6 +224,14 @@ parameters = st.dictionaries(
     st.sampled_from(["weight", "density", "t"]),
     st.one_of(gradients, entries, st.lists(entries, min_size=1, max_size=3)),
 )
+factor = st.integers(-5, 5) | st.floats(-5, 5)
+factors = factor | st.lists(
+    st.fixed_dictionaries(
+        {"value": factor}, optional={"filter": st.sampled_from(["mlp", ".o_proj.", "*"])}
+    ),
+    min_size=1,
+    max_size=3,
+)
 names = st.sampled_from(["a", "b", "c"])
 ranges = st.tuples(st.integers(0, 3), st.integers(1, 4)).map(lambda p: [p[0], p[0] + p[1]])
 recipes = st.fixed_dictionaries(
@@ -249,7 +257,7 @@ slice_lists = st.lists(
                 max_size=3,
             )
         },
-        optional={"base_model": names, "parameters": parameters},
+        optional={"base_model": names, "parameters": parameters, "scale": factors},
     ),
     min_size=1,
     max_size=3,

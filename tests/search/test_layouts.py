@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from merge_core.interleave import Run, interleave
 from merge_core.plan import MergePlan, compile_plan
-from merge_core.recipe import Recipe
+from merge_core.recipe import Recipe, from_dict, to_dict
 from search.asking import Proposer, ask_batch
 from search.baselines import parent_recipe
 from search.dimensions import Choice, Dimension, Values, Whole
@@ -47,6 +47,7 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "merged cuts": (MERGED | {"slices": {"cuts": 2, "depth": [9, 11]}}, (9, 11)),
     "walk": ({"slices": {"walk": 1, "of": ["a", "b"], "scale": True}}, (8, 12)),
     "layers": ({"slices": {"walk": 1, "of": ["a", "b"], "scale": "layers"}}, (8, 12)),
+    "merged walk": (MERGED | {"slices": {"walk": 1, "of": ["merge", "a"], "scale": True}}, (8, 12)),
 }
 BOTH = ("choices", "numbers")
 
@@ -256,11 +257,38 @@ def test_mistakes_are_named(slices, told):
     assert told in "\n".join(mistakes)
 
 
-def test_only_copied_layers_are_scaled():
+def test_merged_layers_are_scaled_as_copied_ones_are():
+    """By what the models that are merged write with, also where none of them is an origin."""
+    space = read(MERGED | {"slices": {"walk": 1, "of": ["merge", "short"], "scale": True}})
+    values: Values = {d.name: d.low for d in space.dimensions if not isinstance(d, Choice)}
+    scale = next(d for d in space.dimensions if d.name == "scale.switch")
+    values |= {"jumps": 1, "piece0": "short", "piece1": "merge", "cut1": 0.5, "overlap1": 0}
+    recipe = space.decode(values | {"scale.switch": scale.coordinate(1.25)})
+    found = {step.out: step.scale for step in planned(recipe).steps}
+    assert found["layers.2.mlp.down_proj.weight"] == 1.0
+    assert found["layers.3.mlp.down_proj.weight"] == pytest.approx(0.8)
+    assert found["layers.7.self_attn.o_proj.weight"] == pytest.approx(0.8)
+    assert found["layers.7.mlp.up_proj.weight"] == found["lm_head.weight"] == 1.0
+    assert from_dict(to_dict(recipe)) == recipe
+    writers = space.template["slices"].writers
+    assert set(writers) == {"short", "a", "merge"}  # a stands for the merge in the proof
+
+
+def test_models_that_write_otherwise_have_no_common_scale():
+    renamed = {name.replace("o_proj", "out_proj"): shape for name, shape in LAYER.items()}
+    odd = PARENTS | {"b": checkpoint("b", 10, layer=renamed)}
     mistakes: list[str] = []
     slices = {"cuts": 1, "of": ["a", "merge"], "scale": True}
-    build_space(MERGED | {"slices": slices}, PARENTS, mistakes, PARENTS)
-    assert "only copied layers can be scaled" in "\n".join(mistakes)
+    build_space(MERGED | {"slices": slices}, odd, mistakes, odd)
+    assert "what layers write with is named otherwise in 'b' than in 'a'" in "\n".join(mistakes)
+
+
+def test_a_merge_that_is_a_copy_is_not_scaled():
+    mistakes: list[str] = []
+    slices = {"cuts": 1, "of": ["a", "merge"], "scale": True}
+    recipe = {"merge_method": "passthrough", "models": ["b"], "slices": slices}
+    build_space(recipe, PARENTS, mistakes, PARENTS)
+    assert "is one model as it is; write that model instead of 'merge'" in "\n".join(mistakes)
 
 
 def test_forms_need_the_models():
