@@ -36,6 +36,7 @@ from search.bench import find_device
 from search.errors import NothingFound, StudyError
 from search.merging import plan_file
 from search.models import open_model
+from search.templates import no_template
 from search.trial import attempt
 
 WHERE = "outcross compare"
@@ -136,7 +137,7 @@ def check_lineup(models: Sequence[str], options: CompareOptions) -> Lineup:
     entrants: list[Entrant] = []
     for name, text in zip(names, models, strict=True):
         try:
-            entrants.append(_entrant(name, text, options))
+            entrants.append(_entrant(name, text, options, mistakes))
         except (MergeError, StudyError) as error:
             mistakes.append(str(error))
     if mistakes:
@@ -241,7 +242,7 @@ def _companion_folder(entrant: Entrant) -> Generator[Path]:
         yield Path(folder)
 
 
-def _entrant(name: str, text: str, options: CompareOptions) -> Entrant:
+def _entrant(name: str, text: str, options: CompareOptions, mistakes: list[str]) -> Entrant:
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         *stages, job = plan_file(path, options.seed)
@@ -250,11 +251,15 @@ def _entrant(name: str, text: str, options: CompareOptions) -> Entrant:
                 ["has several documents; write it with 'outcross merge' and compare the folder"],
                 text,
             )
-        aligned, plan = job.aligned, job.plan
+        recipe, aligned, plan = job.stage.recipe, job.aligned, job.plan
     else:
         recipe = parent_recipe(name)
         aligned = align_vocabularies(recipe, {name: open_model(text, Path(), name)})
         plan = compile_plan(recipe, aligned.checkpoints)
+    wanted = options.settings.apply_chat_template
+    repair = "give it one, or compare all without"
+    if reason := no_template(wanted, recipe, aligned.files, aligned.checkpoints, repair):
+        mistakes.append(f"--apply-chat-template: {reason}")
     largest = max(plan.steps, key=lambda step: torch.Size(step.shape).numel())
     dtype = largest.dtype if options.dtype == "auto" else getattr(torch, options.dtype, None)
     return Entrant(name, plan, aligned.checkpoints, aligned.files, dtype or largest.dtype)
