@@ -36,6 +36,7 @@ from search.bench import find_device
 from search.errors import NothingFound, StudyError
 from search.merging import plan_file
 from search.models import open_model
+from search.placing import misplaced
 from search.templates import no_template
 from search.trial import attempt
 
@@ -183,8 +184,14 @@ def score_lineup(
 def _strange(
     lineup: Lineup, cards: Mapping[str, Scorecard], norms: Mapping[str, Mapping[str, float]]
 ) -> dict[str, tuple[str, ...]]:
-    """What of each candidate is beyond all its references: norms, and shares of bad generations."""
+    """What of each candidate is beyond all its references: norms, and shares of bad generations.
+
+    Of references too: layers that stand where they can't do what they learnt.
+    """
     found: dict[str, tuple[str, ...]] = {}
+    for entrant in lineup.entrants:
+        if told := misplaced(entrant.plan, entrant.checkpoints):
+            found[entrant.name] = (told,)
     for name in dict.fromkeys(ours for ours, _ in lineup.pairs):
         others = [theirs for ours, theirs in lineup.pairs if ours == name]
         worst = worst_of([cards[other] for other in others])
@@ -195,7 +202,7 @@ def _strange(
             *flags(cards[name], worst, "reference"),
         )
         if any(told):
-            found[name] = tuple(text for text in told if text)
+            found[name] = (*found.get(name, ()), *(text for text in told if text))
     return found
 
 
