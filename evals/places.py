@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
+from evals.configuration import Config, parse_config
 from evals.errors import EvaluationError
+from evals.resident import build_model
 from evals.rewiring import Kind, Wiring
 
 _Alike = tuple[Kind, tuple[tuple[str, torch.Size], ...]]
 """What makes two layers comparable: their kind and their tensors."""
 
 _TOKENS = 8
+_LARGEST = 10**9  # elements of a layer that is made of drawn numbers: 2 GB; Llama 70B has 0.86e9
 _SPREAD = 0.1  # of the weights: large enough to be seen in bfloat16, small enough for no overflow
 
 
@@ -48,6 +51,48 @@ def rooted(model: Any, wiring: Wiring) -> str | None:
     finally:
         wiring.rewire(before)
     return None
+
+
+def rooted_form(config: Config, where: str) -> str | None:
+    """As `rooted`, of a model that isn't loaded: its form at full depth, weights for one layer.
+
+    Args:
+        config: The `config.json` of the model, or of one that is deeper.
+        where: What to call it in an error.
+
+    Raises:
+        EvaluationError: If transformers can't build it, or one layer is larger than 2 GB.
+    """
+
+    def build(other: Config) -> Any:
+        return build_model(other, where, torch.bfloat16, empty=True)
+
+    try:
+        model = build(config)
+        wiring = Wiring(model, config, lambda other: parse_config(other, where), build)
+    except EvaluationError:
+        raise
+    except Exception as error:  # whatever a family does
+        raise EvaluationError(f"{where}: its form can't be built: {error}") from None
+    _stand_in(model)
+    largest = max((_elements(layer) for layer in wiring.layers), default=0)
+    if largest > _LARGEST:
+        raise EvaluationError(f"{where}: a layer of {largest:,} numbers is too large to be tried")
+    # Without the head, whose matrix would be the largest of all and says nothing of layers.
+    return rooted(model.eval().base_model, wiring)
+
+
+def _stand_in(model: torch.nn.Module) -> None:
+    """Give a model without weights ones of a single number each, until a layer's are drawn."""
+    for module in model.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                number = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                module._parameters[name] = torch.nn.Parameter(number, requires_grad=False)
+
+
+def _elements(layer: torch.nn.Module) -> int:
+    return sum(tensor.numel() for _, tensor in _weights(layer))
 
 
 def _difference(

@@ -67,12 +67,12 @@ def build_resident(
         EvaluationError: If the family is unknown, has code of its own, or has tensors that no
             merge writes or lacks some that it does.
     """
-    model = _build_model(config, folder, dtype).to(device)  # pyright: ignore
+    model = build_model(config, folder, dtype).to(device)  # pyright: ignore
     wiring = Wiring(
         model,
         config,
         lambda other: parse_config(other, str(folder)),
-        lambda other: _build_model(other, folder, dtype, empty=True),
+        lambda other: build_model(other, folder, dtype, empty=True),
     )
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)  # pyright: ignore
@@ -186,17 +186,27 @@ def _check_ignored(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _build_model(
-    config: Mapping[str, Any], folder: Path, dtype: torch.dtype, *, empty: bool = False
+def build_model(
+    config: Mapping[str, Any], where: Path | str, dtype: torch.dtype, *, empty: bool = False
 ) -> PreTrainedModel:
-    """A model whose weights are undefined; an empty one's take no memory."""
-    parsed = parse_config(config, str(folder))
+    """A model whose weights are undefined; an empty one's take no memory.
+
+    Args:
+        config: The `config.json` that describes it.
+        where: What to call it in an error.
+        dtype: Of its parameters.
+        empty: Whether only its buffers are made.
+
+    Raises:
+        EvaluationError: If transformers has no such causal language model.
+    """
+    parsed = parse_config(config, str(where))
     space = init_empty_weights(include_buffers=False) if empty else contextlib.nullcontext()
     try:
         with no_init_weights(), space:  # a 7B model takes a minute to fill with unread numbers
             model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # pyright: ignore
     except (ValueError, TypeError) as error:
-        raise EvaluationError(f"{folder}: no causal language model in it: {error}") from None
+        raise EvaluationError(f"{where}: no causal language model in it: {error}") from None
     model = cast("PreTrainedModel", model)
     model.tie_weights()  # pyright: ignore[reportUnknownMemberType]
     return model

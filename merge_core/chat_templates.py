@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from merge_core.companions import Companion, read_companion
@@ -12,6 +13,7 @@ from merge_core.keys import nearest
 AUTO = "auto"
 FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_MORE = "additional_chat_templates/"
 _SHORTEST = 20  # characters of a template that is given itself; mergekit's limit
 
 _TURN_BY_TURN = "{%- for turn in messages -%}"
@@ -89,14 +91,25 @@ def chosen_template(
 
 
 def template_of(files: Mapping[str, Companion]) -> str | None:
-    """A model's chat template, from where transformers reads it."""
-    if text := read_companion(files, FILE):
-        return text
+    """A model's usual chat template, from where transformers reads it."""
+    return templates_of(files).get("default")
+
+
+def templates_of(files: Mapping[str, Companion]) -> Mapping[str, str]:
+    """A model's chat templates by name, as transformers reads them; one alone is the `default`.
+
+    Files win over the tokenizer's configuration; an older one keeps several by name.
+    """
+    filed = {"default": read_companion(files, FILE)}
+    filed |= {
+        Path(name).stem: read_companion(files, name) for name in files if name.startswith(_MORE)
+    }
+    if found := {name: text for name, text in filed.items() if text}:
+        return found
     stated = tokenizer_config(files).get("chat_template")
-    if isinstance(stated, list):  # several by name, as older tokenizers keep them
-        named = {entry["name"]: entry["template"] for entry in cast("list[Any]", stated)}
-        return named.get("default")
-    return stated
+    if isinstance(stated, list):
+        return {entry["name"]: entry["template"] for entry in cast("list[Any]", stated)}
+    return {"default": stated} if stated else {}
 
 
 def with_template(files: Mapping[str, Companion], template: str) -> dict[str, Companion]:
@@ -104,7 +117,7 @@ def with_template(files: Mapping[str, Companion], template: str) -> dict[str, Co
     kept = {
         name: file
         for name, file in files.items()
-        if name != "chat_template.json" and not name.startswith("additional_chat_templates")
+        if name != "chat_template.json" and not name.startswith(_MORE)
     }
     config = tokenizer_config(files) | {"chat_template": template}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -31,6 +31,7 @@ from evals.tasks import OpenTask, open_tasks, seal
 from evals.texts import CHARS, text_task
 from merge_core.alignment import Aligned
 from merge_core.apply import Workbench, apply
+from merge_core.chat_templates import AUTO, NAMED
 from merge_core.checkpoint import Checkpoint, digest
 from merge_core.companions import Companion, companions, write_companions
 from merge_core.errors import MergeError
@@ -53,6 +54,7 @@ from search.models import open_models
 from search.placing import names_layers, refuse_moves
 from search.samplers import choose_sampler, refusal
 from search.space import SearchSpace, holes, plain, tensor_groups
+from search.templates import no_template
 
 _FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
 
@@ -236,14 +238,18 @@ def check_study(path: Path) -> CheckedStudy:
     checkpoints = open_models(config.models, folder, unopened)
     space = _space(config, checkpoints, mistakes)
     mistakes += unopened
+    aligned = Aligned(checkpoints, {}, ())
+    if fits := not mistakes:
+        aligned = _aligned(space, checkpoints, mistakes)
+        fits = not mistakes
     tasks = _open_tasks(config, folder, mistakes)
     scorers = _load_scorers(config, folder, mistakes)
     device = find_device(config.device, mistakes)
-    aligned = Aligned(checkpoints, {}, ())
-    if not mistakes:
-        aligned = _aligned(space, checkpoints, mistakes)
-    if not mistakes:
-        mistakes += _misfits(config, space, aligned.checkpoints)
+    if fits:
+        mistakes += (
+            *_misfits(config, space, aligned.checkpoints),
+            *_unprompted(config, space, aligned),
+        )
     if mistakes:
         raise StudyError(mistakes, str(path))
     dtype = _dtype(config.dtype, space, checkpoints)
@@ -499,6 +505,18 @@ def _misfits(
     if reason := refusal(search.sampler, space, search.trials, config.values):
         mistakes.append(reason)
     return list(dict.fromkeys(mistakes))
+
+
+def _unprompted(config: StudyConfig, space: SearchSpace, aligned: Aligned) -> Iterator[str]:
+    """Why no prompt can be a chat, if the study wants them to be."""
+    wanted = config.evaluation.apply_chat_template
+    names = ", ".join((AUTO, *NAMED))
+    repair = (
+        f"set it to false, or give the output one with recipe.chat_template: {names}, or a text"
+    )
+    recipe, models = space.everyone(), aligned.checkpoints
+    if reason := no_template(wanted, recipe, aligned.files, models, repair):
+        yield f"evaluation.apply_chat_template: {reason}"
 
 
 def find_device(word: str, mistakes: list[str]) -> torch.device:

@@ -44,6 +44,7 @@ from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_
 from search.merging import MergeOptions, merge_file, plan_file
 from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import announcement, print_outlook
+from search.placing import misplaced
 from search.progress import watch
 from search.ray_evaluators import on_ray
 from search.record import ended
@@ -269,6 +270,8 @@ def merge_recipe(
     jobs = plan_file(path, options.seed)
     for job in jobs:
         print_job(console, job, options.device, verbose=dry_run and verbose)
+        if warning := misplaced(job.plan, job.aligned.checkpoints):
+            _warn(console, [warning])
     if dry_run:
         return
     if folder is None:

@@ -118,7 +118,8 @@ def _retold(
         values = [estimate + moved]
         attributes[STOPPED] = {**attributes[STOPPED], "values": values}
     elif STOPPED in attributes:
-        values = trial.values  # of each objective: a weight changes none
+        values = trial.values  # of each objective: a weight changes none, only their mean
+        attributes["mean"] = goals.estimated(values)
     else:
         result = Result((card,), attributes.get("figures", {}))
         values = list(goals.values(result))

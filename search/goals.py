@@ -156,6 +156,15 @@ class Goals:
             return (self.mean(result),)
         return tuple(aim.value(result) for aim in self.maximized)
 
+    def estimated(self, values: Sequence[float]) -> float:
+        """The weighted mean of a stopped candidate, whose values are estimates.
+
+        Args:
+            values: What samplers are told of it; only benchmarks are raced, so there are no others.
+        """
+        weights = [aim.config.weight for aim in self.maximized] if self.pareto else None
+        return float(np.average(values, weights=weights))
+
     def missed(self, result: Result, parents: Sequence[Result]) -> dict[str, float]:
         """For each limit what a model is short of it: 0 or below if it keeps to it.
 

@@ -36,6 +36,8 @@ from search.bench import find_device
 from search.errors import NothingFound, StudyError
 from search.merging import plan_file
 from search.models import open_model
+from search.placing import misplaced
+from search.templates import no_template
 from search.trial import attempt
 
 WHERE = "outcross compare"
@@ -136,7 +138,7 @@ def check_lineup(models: Sequence[str], options: CompareOptions) -> Lineup:
     entrants: list[Entrant] = []
     for name, text in zip(names, models, strict=True):
         try:
-            entrants.append(_entrant(name, text, options))
+            entrants.append(_entrant(name, text, options, mistakes))
         except (MergeError, StudyError) as error:
             mistakes.append(str(error))
     if mistakes:
@@ -182,8 +184,14 @@ def score_lineup(
 def _strange(
     lineup: Lineup, cards: Mapping[str, Scorecard], norms: Mapping[str, Mapping[str, float]]
 ) -> dict[str, tuple[str, ...]]:
-    """What of each candidate is beyond all its references: norms, and shares of bad generations."""
+    """What of each candidate is beyond all its references: norms, and shares of bad generations.
+
+    Of references too: layers that stand where they can't do what they learnt.
+    """
     found: dict[str, tuple[str, ...]] = {}
+    for entrant in lineup.entrants:
+        if told := misplaced(entrant.plan, entrant.checkpoints):
+            found[entrant.name] = (told,)
     for name in dict.fromkeys(ours for ours, _ in lineup.pairs):
         others = [theirs for ours, theirs in lineup.pairs if ours == name]
         worst = worst_of([cards[other] for other in others])
@@ -194,7 +202,7 @@ def _strange(
             *flags(cards[name], worst, "reference"),
         )
         if any(told):
-            found[name] = tuple(text for text in told if text)
+            found[name] = (*found.get(name, ()), *(text for text in told if text))
     return found
 
 
@@ -241,7 +249,7 @@ def _companion_folder(entrant: Entrant) -> Generator[Path]:
         yield Path(folder)
 
 
-def _entrant(name: str, text: str, options: CompareOptions) -> Entrant:
+def _entrant(name: str, text: str, options: CompareOptions, mistakes: list[str]) -> Entrant:
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         *stages, job = plan_file(path, options.seed)
@@ -250,11 +258,15 @@ def _entrant(name: str, text: str, options: CompareOptions) -> Entrant:
                 ["has several documents; write it with 'outcross merge' and compare the folder"],
                 text,
             )
-        aligned, plan = job.aligned, job.plan
+        recipe, aligned, plan = job.stage.recipe, job.aligned, job.plan
     else:
         recipe = parent_recipe(name)
         aligned = align_vocabularies(recipe, {name: open_model(text, Path(), name)})
         plan = compile_plan(recipe, aligned.checkpoints)
+    wanted = options.settings.apply_chat_template
+    repair = "give it one, or compare all without"
+    if reason := no_template(wanted, recipe, aligned.files, aligned.checkpoints, repair):
+        mistakes.append(f"--apply-chat-template: {reason}")
     largest = max(plan.steps, key=lambda step: torch.Size(step.shape).numel())
     dtype = largest.dtype if options.dtype == "auto" else getattr(torch, options.dtype, None)
     return Entrant(name, plan, aligned.checkpoints, aligned.files, dtype or largest.dtype)

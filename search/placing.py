@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from evals.errors import EvaluationError
+from evals.places import rooted_form
 from merge_core.checkpoint import Checkpoint
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
@@ -30,11 +31,38 @@ def refuse_moves(plan: MergePlan, checkpoints: Mapping[str, Checkpoint], rooted:
     Raises:
         EvaluationError: If a layer is made of one that has another number in its parent.
     """
+    if told := _moved(plan, checkpoints):
+        raise EvaluationError(f"{told}, and {rooted}")
+
+
+def misplaced(plan: MergePlan, checkpoints: Mapping[str, Checkpoint]) -> str | None:
+    """What to know of a merge that is written without a study; None if its layers may stand so.
+
+    No weight is read for it; only a merge that moves layers takes seconds.
+
+    Args:
+        plan: Of the merge.
+        checkpoints: The opened parents by the names in the plan.
+    """
+    if (told := _moved(plan, checkpoints)) is None:
+        return None
+    forms = [(plan.depth, plan.config, "the output")]
+    for name in dict.fromkeys(ref.parent for step in plan.steps for ref in step.inputs):
+        forms.append((checkpoints[name].layout.depth, checkpoints[name].config, name))
+    _, config, where = max(forms, key=lambda form: form[0])  # a layer's number shows there
+    try:
+        reason = rooted_form(config, where)
+    except EvaluationError as error:
+        return f"{told}, and it isn't known whether layers may be moved: {error}"
+    return None if reason is None else f"{told}, and {reason}"
+
+
+def _moved(plan: MergePlan, checkpoints: Mapping[str, Checkpoint]) -> str | None:
+    """The first layer that is made of one with another number in its parent."""
     layout = checkpoints[plan.donor].layout
     for step in plan.steps:
         to = layout.layer(step.out)
         for ref in step.inputs:
             if (at := checkpoints[ref.parent].layout.layer(ref.name)) != to:
-                raise EvaluationError(
-                    f"the plan makes layer {to} of layer {at} of '{ref.parent}', and {rooted}"
-                )
+                return f"the plan makes layer {to} of layer {at} of '{ref.parent}'"
+    return None

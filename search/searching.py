@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -321,9 +320,8 @@ class _Search:
     def _estimated(self, record: Record, values: tuple[float, ...]) -> Record:
         """A stopped candidate's record: whether it keeps to limits isn't known, so it does."""
         goals = self.bench.goals
-        weights = [aim.config.weight for aim in goals.maximized] if goals.pareto else None
-        mean = float(np.average(values, weights=weights))
         missed = {aim.name: 0.0 for aim in goals.limited}
+        mean = goals.estimated(values)
         return replace(record, value=mean, values=values if goals.pareto else None, missed=missed)
 
     def _kept(self, one: Asked, record: Record) -> Record:

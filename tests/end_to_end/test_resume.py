@@ -38,10 +38,11 @@ def test_killed_study_equals_uninterrupted_one(tmp_path, sampler):
     whole, killed = (new_study(tmp_path / name, sampler, trials=26) for name in ("whole", "killed"))
     assert interrupt(whole, "SIGKILL") == [0]
     chance = random.Random(f"{sampler} killed")
-    moments = [chance.uniform(0.2, 1.0) for _ in range(7 if sampler in QUICK else 20)]
+    moments = [chance.uniform(0, 10) for _ in range(6 if sampler in QUICK else 20)]
     statuses = interrupt(killed, "SIGKILL", *moments)
     assert statuses[-1] == 0
-    assert -signal.SIGKILL in statuses
+    assert statuses.count(-signal.SIGKILL) >= len(moments) / 2
+    assert died_in(killed) >= len(moments) / 4
     assert history(killed) == history(whole)
 
 
@@ -51,7 +52,8 @@ def test_killed_race_equals_uninterrupted_one(tmp_path):
     whole, killed = (racing_study(tmp_path / name) for name in ("whole", "killed"))
     assert interrupt(whole, "SIGKILL") == [0]
     chance = random.Random(0)
-    interrupt(killed, "SIGKILL", *[chance.uniform(0.4, 2.5) for _ in range(12)])
+    interrupt(killed, "SIGKILL", *[chance.uniform(0, 10) for _ in range(12)])
+    assert died_in(killed) >= 3
     assert history(killed) == history(whole)
     stopped = [trial for trial in stored(whole) if "stopped" in trial.user_attrs]
     assert stopped
@@ -198,13 +200,21 @@ def begin(study: Path, attempts: int) -> None:
             asked.set_user_attr("attempts", attempts)
 
 
+def died_in(study: Path) -> int:
+    """Trials that a killed process was in the midst of; without any a kill proves nothing."""
+    return sum(trial.user_attrs.get("attempts", 0) > 1 for trial in stored(study))
+
+
 def raise_budget(study: Path, trials: int) -> None:
     text = study.read_text()
     study.write_text(text.replace("trials: 8", f"trials: {trials}"))
 
 
 def interrupt(study: Path, name: str, *moments: float, wait: bool = True) -> list[int]:
-    """Exit statuses of all children; without `wait` the last, undisturbed one is left out."""
+    """Exit statuses of all children; without `wait` the last, undisturbed one is left out.
+
+    What a moment is stands in `support/interrupt.py`.
+    """
     command = [sys.executable, str(SUPPORT / "interrupt.py"), str(study), name]
     command += [str(moment) for moment in moments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,5 +1,6 @@
 """Whether layers may be moved is found by running them."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from tiny_families import family_logits, write_family_model
 from tiny_models import tokenizer
 
-from evals.places import rooted
+from evals.errors import EvaluationError
+from evals.places import rooted, rooted_form
 from evals.resident import Resident, build_resident
 from merge_core.checkpoint import open_checkpoint
 
@@ -44,6 +46,7 @@ def test_most_layers_may_be_moved_and_nothing_is_changed(
     assert resident.wiring is not None
     before, kinds = family_logits(resident.model), resident.wiring.kinds
     assert rooted(resident.model, resident.wiring) is None
+    assert rooted_form(open_checkpoint(tmp_path, "x").config, "x") is None
     assert torch.equal(family_logits(resident.model), before)
     assert resident.wiring.kinds == kinds
 
@@ -55,6 +58,30 @@ def test_layers_that_scale_by_their_number_must_not(tmp_path: Path):
         "layers of GPT2LMHeadModel must keep their places: with the same weights and inputs, "
         "layer 1 doesn't give what layer 0 does"
     )
+    told = rooted_form(open_checkpoint(tmp_path, "x").config, "x")
+    assert "layer 1 doesn't give what layer 0 does" in (told or "")
+
+
+def test_the_form_of_a_large_model_needs_the_weights_of_one_layer(tmp_path: Path):
+    """Its embeddings would be 20 GB, its 64 layers 2."""
+    write_family_model(tmp_path, "llama", layers=2)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 64}
+    config = {**open_checkpoint(tmp_path, "x").config, **sizes, "vocab_size": 10**7}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert rooted_form(config, "x") is None
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 10**9
+
+
+def test_a_form_that_is_too_large_or_unknown_is_told(tmp_path: Path):
+    write_family_model(tmp_path, "llama", layers=2)
+    config = open_checkpoint(tmp_path, "x").config
+    with pytest.raises(EvaluationError, match=r"x: a layer of [0-9,]+ numbers is too large"):
+        rooted_form({**config, "intermediate_size": 10**8}, "x")
+    with pytest.raises(EvaluationError, match="transformers knows no model_type 'none'"):
+        rooted_form({**config, "model_type": "none"}, "x")
+    with pytest.raises(EvaluationError, match="x: its form can't be built: "):
+        rooted_form({**config, "hidden_act": "none"}, "x")
 
 
 def test_a_rule_within_the_layer_is_found_in_kinds_that_stand_elsewhere(

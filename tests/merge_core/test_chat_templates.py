@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tokens import write_speaker
 from transformers import AutoTokenizer
 
-from merge_core.chat_templates import NAMED, read_chat_template, template_of
+from merge_core.chat_templates import NAMED, read_chat_template, template_of, templates_of
 from merge_core.checkpoint import open_checkpoint
 from merge_core.companions import companions, write_companions
 from merge_core.errors import RecipeError
@@ -145,3 +146,28 @@ def test_what_is_no_template(value):
 def test_a_misspelt_name_gets_the_nearest():
     with pytest.raises(RecipeError, match="did you mean 'chatml'"):
         read_chat_template("chat_ml")
+
+
+@pytest.mark.parametrize(
+    ("stated", "files"),
+    [
+        (None, {}),
+        (A, {}),
+        ([{"name": "loud", "template": A}, {"name": "default", "template": B}], {}),
+        (A, {"chat_template.jinja": B}),
+        (None, {"chat_template.jinja": A, "additional_chat_templates/loud.jinja": B}),
+        (A, {"additional_chat_templates/loud.jinja": B}),
+    ],
+)
+def test_templates_are_those_that_transformers_reads(
+    tmp_path: Path, stated: Any, files: dict[str, str]
+):
+    folder = write_speaker(tmp_path / "a")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": stated}))
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    read: Any = AutoTokenizer.from_pretrained(folder).chat_template or {}
+    expected = read if isinstance(read, dict) else {"default": read}
+    assert templates_of(companions(open_checkpoint(folder, "a"))) == expected

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import create_trial
 from rich.console import Console
 from tiny_study import study_dict, write_study
 
+from evals.items import Role
 from evals.objective import objective
+from evals.scorecard import Scorecard
 from search.bench import check_study
 from search.commands import RunOptions, run_study
+from search.config import ObjectiveConfig
 from search.errors import ProtocolError
-from search.record import load, readings_from_dict
+from search.forking import reweighted
+from search.goals import Aim, Goals
+from search.record import card_to_dict, load, readings_from_dict
 from search.study import open_study
 
 SILENT = Console(file=StringIO())
@@ -61,6 +67,24 @@ def test_weights_put_back_give_the_values_that_there_were(ran: Path):
     with open_study(check_study(ran)) as study:
         assert study.study_name == "tiny#3"
         assert [trial.value for trial in study.trials] == pytest.approx(before, abs=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "mean"), [(1.0, 0.35), (3.0, 0.275)])
+def test_a_stopped_candidate_of_a_front_has_its_mean_under_the_new_weights(
+    weight: float, mean: float
+):
+    """Nothing ranks such candidates, but what is stored of them is shown."""
+    study = optuna.create_study(directions=["maximize"] * 2, study_name="front")
+    study.set_user_attr("readings", [])
+    card = card_to_dict(Scorecard((), {}, 0.0, Role.SEARCH))
+    stopped = {"items": 8, "evidence": 21.0, "values": [0.5, 0.2]}
+    told = {"recipe": {"merge_method": "linear", "models": [{"model": "a"}]}, "scorecard": card}
+    attributes = told | {"stopped": stopped, "mean": 0.35}
+    study.add_trial(create_trial(values=[0.5, 0.2], user_attrs=attributes))
+    aims = [Aim(ObjectiveConfig(task=n, weight=w)) for n, w in (("a", 1.0), ("b", weight))]
+    (trial,) = reweighted(study, Goals(tuple(aims), pareto=True), [], {}).trials
+    assert trial.values == [0.5, 0.2]
+    assert load(trial).value == pytest.approx(mean)
 
 
 def test_a_fork_tries_the_best_of_the_study_before_it(ran: Path):
