@@ -35,7 +35,9 @@ def no_template(
         known = ", ".join(f"'{name}'" for name in have)
         return f"the tokenizer of '{giver}' has no template '{name}'; name one that it has: {known}"
     others = [m for m in recipe.models if name in templates_of(companions(checkpoints[m]))]
-    told = f"of the others {_listed(others)} one" if others else "nor has any other parent"
+    told = "nor has any other parent"
+    if others:
+        told = f"of the others {_listed(others)} one (tokenizer_source takes a parent's tokenizer)"
     return f"the tokenizer, that of '{giver}', has no chat template, {told}; {repair}"
 
 

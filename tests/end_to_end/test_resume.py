@@ -38,7 +38,7 @@ def test_killed_study_equals_uninterrupted_one(tmp_path, sampler):
     whole, killed = (new_study(tmp_path / name, sampler, trials=26) for name in ("whole", "killed"))
     assert interrupt(whole, "SIGKILL") == [0]
     chance = random.Random(f"{sampler} killed")
-    moments = [chance.uniform(0, 10) for _ in range(6 if sampler in QUICK else 20)]
+    moments = [chance.uniform(0, 10) for _ in range(5 if sampler in QUICK else 20)]
     statuses = interrupt(killed, "SIGKILL", *moments)
     assert statuses[-1] == 0
     assert statuses.count(-signal.SIGKILL) >= len(moments) / 2

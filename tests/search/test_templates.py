@@ -52,7 +52,7 @@ def test_a_study_without_a_template_is_refused_with_its_other_mistakes(folder: P
 def test_a_template_counts_where_the_tokenizer_is_taken_from(folder: Path):
     speak(folder, "b")
     (told,) = mistakes(folder)
-    assert told.startswith(NONE + "of the others 'b' has one; set it to false, or give the output")
+    assert told.startswith(NONE + "of the others 'b' has one (tokenizer_source takes a")
     for way in ({"chat_template": "auto"}, {"tokenizer_source": "b"}):
         assert check_study(study(folder, recipe=way)).files
     speak(folder, "base")
