@@ -116,13 +116,13 @@ def main() -> None:
     import time
 
     from order_spaces import ORDERS
-    from real_merges import order_bench, real_landscape
+    from real_merges import Pool, order_bench, real_landscape
     from tabulate_landscapes import gaps
 
     from merge_core.recipe import to_dict
 
     folder = Path(sys.argv[1])
-    bench = order_bench(folder)
+    bench = order_bench(Pool(folder))
     items = read_items(bench)
     for name in ORDERS:
         built = real_landscape(name, folder).built

@@ -19,7 +19,7 @@ OPTIONS = 3
 _ANSWERS = {"rev": "abcdefgh", "sort": "ABCDEFGH", "inc": "nopqrstu", "max": "0123456789"}
 
 
-def write_tasks(folder: Path, models: Path, count: int, seed: int) -> None:
+def write_tasks(folder: Path, models: Path, count: int, seed: int, first: int = 0) -> None:
     """Write one lm-eval task and its items for each of the four tasks, unless they are there.
 
     The items are of those that the parents' training left out.
@@ -27,15 +27,16 @@ def write_tasks(folder: Path, models: Path, count: int, seed: int) -> None:
     Args:
         folder: Gets `<task>.yaml` and `<task>.jsonl`.
         models: Folder of the parents.
-        count: Items of each task, at most 1,200.
+        count: Items of each task; with those before the first at most 1,200.
         seed: Of the options' order; the items are those of build seed 0.
+        first: Place of the first one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parents = [LlamaForCausalLM.from_pretrained(models / name) for name in ("base", *_EXPERTS)]
     for task in TASKS:
         file, chance = folder / f"{task}.jsonl", random.Random(f"{seed}/options/{task}")
         if not file.exists():
-            items = test_items(task, 1200, 0)[:count]
+            items = test_items(task, 1200, 0)[first : first + count]
             lines = [json.dumps(_document(task, item, parents, chance)) for item in items]
             file.write_text("\n".join(lines) + "\n", "utf-8")
         (folder / f"{task}.yaml").write_text(yaml.safe_dump(_task(file, task)), "utf-8")

@@ -99,6 +99,8 @@ class Landscape:
         references: Fingerprints of the models that a study scores before its first trial.
         scale: Of soft accuracies, nats.
         numeric: The same recipes without choices; None where that is no other space.
+        judged: The same recipes on items that no deal has, for the judge; None where the judge has
+            the items that a deal leaves over.
     """
 
     space: Space
@@ -109,6 +111,7 @@ class Landscape:
     references: tuple[str, ...]
     scale: float
     numeric: "Landscape | None" = None
+    judged: "Landscape | None" = None
 
     def results(self, values: Values) -> Results:
         """What a recipe gets; numbers beyond a range are moved to its end."""

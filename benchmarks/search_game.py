@@ -145,12 +145,14 @@ SIGNALS = {"accuracy": accuracy, "probability": probability, "soft": soft}
 
 
 def judge(game: Game, winners: Sequence[Trial]) -> float:
-    """What a study was worth: on the holdout, right answers of the one winner.
+    """What a study was worth: on the judge's items, right answers of the one winner.
 
     With several objectives the winners are a front, and it is the hypervolume that it dominates
     above chance, as a share of what a perfect model would.
     """
-    scores = [accuracy(game, trial, game.deal.holdout) for trial in winners]
+    ground = game.landscape.judged or game.landscape
+    items = game.deal.holdout if ground is game.landscape else np.arange(len(ground.tasks))
+    scores = [score(ground, ground.results(trial.values).right, items) for trial in winners]
     if len(game.landscape.objectives) == 1:
         return scores[0][0]
     chance = 1 / 3

@@ -34,6 +34,7 @@ from search.space import Real, SearchSpace  # noqa: E402
 from search.trial import evaluate  # noqa: E402
 
 ITEMS = 128  # of each task
+_SPARE = 3  # that a study wants beside those it searches with
 _CHUNK = 50  # recipes between two writes
 
 
@@ -101,22 +102,26 @@ def _scaled(space: SearchSpace, point: np.ndarray[Any, Any]) -> Iterator[tuple[s
         yield dimension.name, dimension.low + float(share) * (dimension.high - dimension.low)
 
 
-def build_bench_in(cache: Path, recipe: Mapping[str, Any] | None = None) -> Bench:
+def build_bench_in(
+    cache: Path, recipe: Mapping[str, Any] | None = None, count: int = ITEMS, first: int = 0
+) -> Bench:
     """A study's bench on the quickstart's models and the benchmark's own items.
 
     Args:
         cache: Gets the tasks and the study file.
         recipe: Of the study: what it can search, and so the deepest model that it can hold.
+        count: Items of each task.
+        first: Place of the first one.
     """
     cache.mkdir(parents=True, exist_ok=True)
     family = cached_family(Console(stderr=True))
-    write_tasks(cache / "tasks", family / "models", ITEMS + 3, 0)
+    write_tasks(cache / "tasks", family / "models", count + _SPARE, 0, first)
     study = {
         "name": "landscapes",
         "models": {name: str(family / "models" / name) for name in MODELS},
         "recipe": dict(recipe or SPACES["weights"].recipe or {}),
         "objectives": [{"task": task, "metric": "acc"} for task in TASKS],
-        "items": {"search": ITEMS, "select": 1, "holdout": 2, "seed": 0},
+        "items": {"search": count, "select": 1, "holdout": 2, "seed": 0},
         "evaluation": {"tasks": [str(cache / "tasks")], "batch_size": 512},
         "dtype": "float32",
     }
