@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.cat_cma import CmaSampler
 from search.composite import DESIGN, Composite
+from search.cuts import Cuts
 from search.dimensions import lone
 from search.evolution import Evolution, Population, elite
 from search.genes import Params, cube, distributions, filled, told, view
@@ -33,6 +34,7 @@ from search.known import fingerprint
 from search.layouts import Layout
 from search.outputs import Reader
 from search.space import Choice, SearchSpace, holes
+from search.walks import Walk
 
 WORDS = ("composite", "tpe", "cmaes", "catcma", "gp", "nsgaii", "evolution", "qmc", "random")
 
@@ -55,6 +57,7 @@ class Rule:
         several: Only with several objectives (True) or with one (False).
         trials: At most so many.
         dimensions: At least so many.
+        pieces: Only if the order of layers is put together of pieces (`cuts`, `walk`).
     """
 
     word: str
@@ -63,9 +66,18 @@ class Rule:
     several: bool | None = None
     trials: int | None = None
     dimensions: int = 1
+    pieces: bool = False
 
 
+# What they rest on is in benchmarks/SEARCH.md.
 RULES = (
+    Rule(
+        "tpe",
+        "pieces of layers are searched, where it takes luck for a gain least",
+        several=False,
+        trials=500,
+        pieces=True,
+    ),
     Rule("composite", "at most {trials} trials, from each of which it learns most", trials=500),
     Rule("nsgaii", "several objectives, many trials", several=True),
     Rule("cmaes", "numbers only, many trials", choices=False, dimensions=_FEWEST_FOR_CMAES),
@@ -100,7 +112,13 @@ def _fits(rule: Rule, space: SearchSpace, trials: int, objectives: int) -> bool:
         and rule.several in (None, objectives > 1)
         and (rule.trials is None or trials <= rule.trials)
         and len(space.dimensions) >= rule.dimensions
+        and (not rule.pieces or _in_pieces(space))
     )
+
+
+def _in_pieces(space: SearchSpace) -> bool:
+    forms = [node.form for node in holes(space.template) if isinstance(node, Layout)]
+    return any(isinstance(form, Cuts | Walk) for form in forms)
 
 
 def refusal(word: str, space: SearchSpace, trials: int = 0, objectives: int = 1) -> str | None:

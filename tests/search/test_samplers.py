@@ -18,9 +18,11 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from merge_core.checkpoint import Checkpoint
 from merge_core.recipe import from_dict
 from search import cat_cma
 from search.asking import Asked, Proposer, ask
+from search.holes import build_space
 from search.samplers import (
     RULES,
     WORDS,
@@ -340,6 +342,26 @@ def test_auto_chooses_for_choices(read_space: Read):
     assert choose_sampler("auto", space, 500, 2)[0] == "composite"
     assert choose_sampler("auto", space, 1000, 2)[0] == "nsgaii"
     assert choose_sampler("auto", space, 1000) == ("tpe", "choices are searched")
+
+
+@pytest.mark.parametrize(
+    ("slices", "word"),
+    [
+        ({"cuts": 2, "of": ["a", "b"]}, "tpe"),
+        ({"walk": 1, "of": ["a", "b"]}, "tpe"),
+        ({"walk": 1, "of": ["a", "b"], "encoding": "numbers"}, "tpe"),
+        ({"origin": ["a", "b"]}, "composite"),
+    ],
+)
+def test_auto_chooses_for_orders_of_layers(
+    slices: dict[str, Any], word: str, checkpoints: dict[str, Checkpoint]
+):
+    mistakes: list[str] = []
+    space = build_space({"slices": slices}, ("a", "b"), mistakes, checkpoints)
+    assert not mistakes
+    assert choose_sampler("auto", space, 500)[0] == word
+    assert choose_sampler("auto", space, 501)[0] in ("tpe", "cmaes")
+    assert choose_sampler("auto", space, 500, 2)[0] == "composite"
 
 
 def test_every_rule_is_of_use_and_the_last_one_fits_all():
