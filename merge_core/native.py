@@ -42,6 +42,7 @@ TILE = 1024
 """Elements of a tile: what a loop works on stays in the first-level cache."""
 
 _HALF_TILE = TILE // 2
+_NEXT = _HALF_TILE // 2  # pairs from one of four candidates' half tiles to the next
 _SPAN = 256  # what is searched one by one where a rare element was seen
 _ROW = TILE + 48  # rows a power of two apart would fall on the same cache lines
 # Rows of the scratch memory; parents come after them.
@@ -55,6 +56,7 @@ _NAN = np.float32(np.nan)
 _SIGN = np.uint32(0x80000000)
 _A16 = np.zeros(1, np.uint16)
 _A32 = np.zeros(1, np.float32)
+_B32 = np.zeros(1, np.uint32)
 
 _COMPILED = {"boundscheck": False, "error_model": "numpy", "nogil": True}
 
@@ -80,7 +82,11 @@ def linear(jobs, parts, runs, scratch):
             start = tile * TILE
             n = min(TILE, job.numel - start)
             if job.loop == WHOLE:
-                _mix(job, parts, runs[run, 0], start, n, scratch)
+                target, even = _target(scratch, 0), n - n % 2
+                _mix(parts, runs[run, 0], start, even, target, scratch)
+                if even < n:
+                    _mix(parts, runs[run, 0], start + even, 1, target + 2 * even, scratch)
+                _stream(job.out + 2 * start, target, 2 * n)
                 continue
             acc = _row(scratch, _SUM, n)
             begun = False
@@ -116,9 +122,12 @@ def linear_four(jobs, parts, runs, scratch):
             end = min((tile + 1) * TILE, jobs[group, 0].numel)
             for start in range(tile * TILE, end, _HALF_TILE):  # short stores wait for less
                 n = min(_HALF_TILE, end - start)
-                _mix_four(parts, group, start, n, scratch)
+                target, even = _place(scratch, _SUM), n - n % 2
+                _mix_four(parts, group, start, even, target, scratch)
+                if even < n:
+                    _mix_four(parts, group, start + even, 1, target + 2 * even, scratch)
                 for k in range(4):
-                    here = _place(scratch, _SUM) + 2 * _HALF_TILE * k
+                    here = target + 2 * _HALF_TILE * k
                     _stream(jobs[group, k].out + 2 * start, here, 2 * n)
 
 
@@ -207,8 +216,8 @@ def find_tie(base, base_code, src, code, start, stop, size, rank):
     short = base != 0 and base_code == BFLOAT16 and code == BFLOAT16
     for at in range(start, stop, TILE):
         n = min(TILE, stop - at)
-        if short:
-            here = _count16(_bf16(base + 2 * at, n), _bf16(src + 2 * at, n), size)
+        if short and n % 2 == 0:
+            here = _count16(base + 2 * at, src + 2 * at, n, size)
         else:
             here = _count(_delta(memory.ctypes.data, n, base, base_code, src, code, at), size)
         if here >= left:
@@ -242,10 +251,11 @@ def off_grid(base, base_code, src, code, numel, number, sizes, places):
     short = base != 0 and base_code == BFLOAT16 and code == BFLOAT16
     for start in range(0, numel, _SPAN):
         n = min(_SPAN, numel - start)
-        if short and not _inside16(_bf16(base + 2 * start, n), _bf16(src + 2 * start, n), low):
+        paired = short and n % 2 == 0
+        if paired and not _inside16(base + 2 * start, src + 2 * start, n, low):
             continue
         delta = _delta(memory.ctypes.data, n, base, base_code, src, code, start)
-        if not short and not _inside(delta, low):
+        if not paired and not _inside(delta, low):
             continue
         for i in range(n):
             if _in_bin(delta[i], low):
@@ -282,40 +292,40 @@ def row_ranks(sizes, ranks):
 
 
 @nb.njit(**_COMPILED)
-def _mix(job, parts, number, start, n, scratch):
-    """A tile of two to four sources in bfloat16."""
-    target = _target(scratch, 0, n)
+def _mix(parts, number, at, n, target, scratch):
+    """Two to four sources in bfloat16, an even number of elements or one."""
+    # No early return: an array's references would be counted, which waits for all stores.
     a, b = parts[number, 0], parts[number, 1]
-    x, y = _source16(a, start, n), _source16(b, start, n)
+    x, y = _read(a.address, at, n, 1, scratch), _read(b.address, at, n, 2, scratch)
     if parts.shape[1] == 2:
-        _mix2(target, x, y, a.factor, b.factor)
+        _mix2(target, x, y, a.factor, b.factor, n)
     else:
         c = parts[number, 2]
-        z = _source16(c, start, n)
+        z = _read(c.address, at, n, 3, scratch)
         if parts.shape[1] == 3:
-            _mix3(target, x, y, z, a.factor, b.factor, c.factor)
+            _mix3(target, x, y, z, a.factor, b.factor, c.factor, n)
         else:
             d = parts[number, 3]
-            t = _source16(d, start, n)
-            _mix4(target, x, y, z, t, a.factor, b.factor, c.factor, d.factor)
-    _stream(job.out + 2 * start, _place(scratch, _OUT), 2 * n)
+            t = _read(d.address, at, n, 4, scratch)
+            _mix4(target, x, y, z, t, a.factor, b.factor, c.factor, d.factor, n)
 
 
 @nb.njit(**_COMPILED)
-def _mix_four(parts, group, start, n, scratch):
-    """Half a tile of four candidates, one behind the other."""
-    target = _bf16(_place(scratch, _SUM), 4 * _HALF_TILE)
-    x, y = _source16(parts[group, 0, 0], start, n), _source16(parts[group, 0, 1], start, n)
-    u = (_factors(parts, group, 0), _factors(parts, group, 1))
+def _mix_four(parts, group, at, n, target, scratch):
+    """As `_mix`, of four candidates, half a tile from one to the next."""
+    x = _read(parts[group, 0, 0].address, at, n, 1, scratch)
+    y = _read(parts[group, 0, 1].address, at, n, 2, scratch)
+    u, v = _factors(parts, group, 0), _factors(parts, group, 1)
     if parts.shape[2] == 2:
-        _four_of_two(target, x, y, u[0], u[1])
-        return
-    z, w = _source16(parts[group, 0, 2], start, n), _factors(parts, group, 2)
-    if parts.shape[2] == 3:
-        _four_of_three(target, x, y, z, u[0], u[1], w)
+        _four_of_two(target, x, y, u, v, n)
     else:
-        t = _source16(parts[group, 0, 3], start, n)
-        _four_of_four(target, x, y, z, t, u[0], u[1], w, _factors(parts, group, 3))
+        z = _read(parts[group, 0, 2].address, at, n, 3, scratch)
+        w = _factors(parts, group, 2)
+        if parts.shape[2] == 3:
+            _four_of_three(target, x, y, z, u, v, w, n)
+        else:
+            t = _read(parts[group, 0, 3].address, at, n, 4, scratch)
+            _four_of_four(target, x, y, z, t, u, v, w, _factors(parts, group, 3), n)
 
 
 @nb.njit(inline="always")
@@ -329,53 +339,90 @@ def _factors(parts, group, source):
     )
 
 
-@nb.njit(**_COMPILED)
-def _four_of_two(target, x, y, a, b):
-    for i in range(x.size):
-        p, q = _f32(x[i]), _f32(y[i])
-        target[i] = _near16(a[0] * p + b[0] * q)
-        target[i + _HALF_TILE] = _near16(a[1] * p + b[1] * q)
-        target[i + 2 * _HALF_TILE] = _near16(a[2] * p + b[2] * q)
-        target[i + 3 * _HALF_TILE] = _near16(a[3] * p + b[3] * q)
+@nb.njit(inline="always")
+def _weigh2(x, y, a, b):
+    return a * x + b * y
+
+
+@nb.njit(inline="always")
+def _weigh3(x, y, z, a, b, c):
+    return a * x + b * y + c * z
+
+
+@nb.njit(inline="always")
+def _weigh4(x, y, z, t, a, b, c, d):
+    return a * x + b * y + c * z + d * t
 
 
 @nb.njit(**_COMPILED)
-def _four_of_three(target, x, y, z, a, b, c):
-    for i in range(x.size):
-        p, q, r = _f32(x[i]), _f32(y[i]), _f32(z[i])
-        target[i] = _near16(a[0] * p + b[0] * q + c[0] * r)
-        target[i + _HALF_TILE] = _near16(a[1] * p + b[1] * q + c[1] * r)
-        target[i + 2 * _HALF_TILE] = _near16(a[2] * p + b[2] * q + c[2] * r)
-        target[i + 3 * _HALF_TILE] = _near16(a[3] * p + b[3] * q + c[3] * r)
+def _four_of_two(target, x, y, a, b, n):
+    out, xs, ys = _pairs(target, 4 * _HALF_TILE), _pairs(x, n), _pairs(y, n)
+    for i in range(xs.size):
+        p, q = _low(xs[i]), _low(ys[i])
+        s, t = _high(xs[i]), _high(ys[i])
+        out[i] = _pair(_weigh2(p, q, a[0], b[0]), _weigh2(s, t, a[0], b[0]))
+        out[i + _NEXT] = _pair(_weigh2(p, q, a[1], b[1]), _weigh2(s, t, a[1], b[1]))
+        out[i + 2 * _NEXT] = _pair(_weigh2(p, q, a[2], b[2]), _weigh2(s, t, a[2], b[2]))
+        out[i + 3 * _NEXT] = _pair(_weigh2(p, q, a[3], b[3]), _weigh2(s, t, a[3], b[3]))
 
 
 @nb.njit(**_COMPILED)
-def _four_of_four(target, x, y, z, t, a, b, c, d):
-    for i in range(x.size):
-        p, q, r, s = _f32(x[i]), _f32(y[i]), _f32(z[i]), _f32(t[i])
-        target[i] = _near16(a[0] * p + b[0] * q + c[0] * r + d[0] * s)
-        target[i + _HALF_TILE] = _near16(a[1] * p + b[1] * q + c[1] * r + d[1] * s)
-        target[i + 2 * _HALF_TILE] = _near16(a[2] * p + b[2] * q + c[2] * r + d[2] * s)
-        target[i + 3 * _HALF_TILE] = _near16(a[3] * p + b[3] * q + c[3] * r + d[3] * s)
+def _four_of_three(target, x, y, z, a, b, c, n):
+    out, xs, ys, zs = _pairs(target, 4 * _HALF_TILE), _pairs(x, n), _pairs(y, n), _pairs(z, n)
+    for i in range(xs.size):
+        p, q, r = _low(xs[i]), _low(ys[i]), _low(zs[i])
+        s, t, u = _high(xs[i]), _high(ys[i]), _high(zs[i])
+        f, g, h = a[0], b[0], c[0]
+        out[i] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
+        f, g, h = a[1], b[1], c[1]
+        out[i + _NEXT] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
+        f, g, h = a[2], b[2], c[2]
+        out[i + 2 * _NEXT] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
+        f, g, h = a[3], b[3], c[3]
+        out[i + 3 * _NEXT] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
 
 
 @nb.njit(**_COMPILED)
-def _mix2(target, x, y, a, b):
-    for i in range(target.size):
-        target[i] = _near16(a * _f32(x[i]) + b * _f32(y[i]))
+def _four_of_four(target, x, y, z, w, a, b, c, d, n):
+    out, xs, ys = _pairs(target, 4 * _HALF_TILE), _pairs(x, n), _pairs(y, n)
+    zs, ws = _pairs(z, n), _pairs(w, n)
+    for i in range(xs.size):
+        p, q, r, o = _low(xs[i]), _low(ys[i]), _low(zs[i]), _low(ws[i])
+        s, t, u, v = _high(xs[i]), _high(ys[i]), _high(zs[i]), _high(ws[i])
+        f, g, h, j = a[0], b[0], c[0], d[0]
+        out[i] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
+        f, g, h, j = a[1], b[1], c[1], d[1]
+        out[i + _NEXT] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
+        f, g, h, j = a[2], b[2], c[2], d[2]
+        out[i + 2 * _NEXT] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
+        f, g, h, j = a[3], b[3], c[3], d[3]
+        out[i + 3 * _NEXT] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
 
 
 @nb.njit(**_COMPILED)
-def _mix3(target, x, y, z, a, b, c):
-    for i in range(target.size):
-        target[i] = _near16(a * _f32(x[i]) + b * _f32(y[i]) + c * _f32(z[i]))
+def _mix2(target, x, y, a, b, n):
+    out, xs, ys = _pairs(target, n), _pairs(x, n), _pairs(y, n)
+    for i in range(xs.size):
+        low = _weigh2(_low(xs[i]), _low(ys[i]), a, b)
+        out[i] = _pair(low, _weigh2(_high(xs[i]), _high(ys[i]), a, b))
 
 
 @nb.njit(**_COMPILED)
-def _mix4(target, x, y, z, t, a, b, c, d):
-    for i in range(target.size):
-        s = a * _f32(x[i]) + b * _f32(y[i]) + c * _f32(z[i]) + d * _f32(t[i])
-        target[i] = _near16(s)
+def _mix3(target, x, y, z, a, b, c, n):
+    out, xs, ys, zs = _pairs(target, n), _pairs(x, n), _pairs(y, n), _pairs(z, n)
+    for i in range(xs.size):
+        low = _weigh3(_low(xs[i]), _low(ys[i]), _low(zs[i]), a, b, c)
+        out[i] = _pair(low, _weigh3(_high(xs[i]), _high(ys[i]), _high(zs[i]), a, b, c))
+
+
+@nb.njit(**_COMPILED)
+def _mix4(target, x, y, z, t, a, b, c, d, n):
+    out, xs, ys = _pairs(target, n), _pairs(x, n), _pairs(y, n)
+    zs, ts = _pairs(z, n), _pairs(t, n)
+    for i in range(xs.size):
+        low = _weigh4(_low(xs[i]), _low(ys[i]), _low(zs[i]), _low(ts[i]), a, b, c, d)
+        high = _weigh4(_high(xs[i]), _high(ys[i]), _high(zs[i]), _high(ts[i]), a, b, c, d)
+        out[i] = _pair(low, high)
 
 
 @nb.njit(**_COMPILED)
@@ -386,19 +433,19 @@ def _two(job, a, b, start, n, scratch):
         _numbers(b, a, _MORE, start, n, scratch)
     begin = 0
     while begin < n:
-        end = _side(_side(n, begin, a, start), begin, b, start)
-        at, count = start + begin, end - begin
-        target, root = _target(scratch, begin, count), _bf16(job.base + 2 * at, count)
-        x, y = _source16(a, at, count), _source16(b, at, count)
+        count = _evenly(_side(_side(n, begin, a, start), begin, b, start) - begin)
+        target, at = _target(scratch, begin), start + begin
+        root = _read(job.base, at, count, 0, scratch)
+        x, y = _read(a.address, at, count, 1, scratch), _read(b.address, at, count, 2, scratch)
         p, q = _rule(a, at), _rule(b, at)
         if job.loop == RANKED:
-            k, m = _scores(a, at, count), _scores(b, at, count)
-            _random_two(job, target, root, x, y, k, m, p, q)
-        else:  # names of their own: scores have 16 bits, numbers 32
-            i = _numbers_of(_NUMBERS, begin, count, scratch)
-            j = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
-            _any_two(job, target, root, x, y, i, j, p, q)
-        begin = end
+            k, m = _scores(a, at, count, 4, scratch), _scores(b, at, count, 5, scratch)
+            _ranked_two(job, target, root, x, y, k, m, p, q, count)
+        else:
+            i = _drawn(_NUMBERS, begin, scratch)
+            j = _drawn(_NUMBERS if _shared(a, b) else _MORE, begin, scratch)
+            _any_two(job, target, root, x, y, i, j, p, q, count)
+        begin += count
 
 
 @nb.njit(**_COMPILED)
@@ -411,19 +458,22 @@ def _three(job, a, b, c, start, n, scratch):
     begin = 0
     while begin < n:
         end = _side(_side(_side(n, begin, a, start), begin, b, start), begin, c, start)
-        at, count = start + begin, end - begin
-        target, root = _target(scratch, begin, count), _bf16(job.base + 2 * at, count)
-        x, y, z = _source16(a, at, count), _source16(b, at, count), _source16(c, at, count)
+        count = _evenly(end - begin)
+        target, at = _target(scratch, begin), start + begin
+        root = _read(job.base, at, count, 0, scratch)
+        x, y = _read(a.address, at, count, 1, scratch), _read(b.address, at, count, 2, scratch)
+        z = _read(c.address, at, count, 3, scratch)
         p, q, r = _rule(a, at), _rule(b, at), _rule(c, at)
         if job.loop == RANKED:
-            k, m, o = _scores(a, at, count), _scores(b, at, count), _scores(c, at, count)
-            _random_three(job, target, root, x, y, z, k, m, o, p, q, r)
+            k, m = _scores(a, at, count, 4, scratch), _scores(b, at, count, 5, scratch)
+            o = _scores(c, at, count, 6, scratch)
+            _ranked_three(job, target, root, x, y, z, k, m, o, p, q, r, count)
         else:
-            i = _numbers_of(_NUMBERS, begin, count, scratch)
-            j = _numbers_of(_NUMBERS if _shared(a, b) else _MORE, begin, count, scratch)
-            h = _numbers_of(_NUMBERS if _shared(a, c) else _SHARE, begin, count, scratch)
-            _any_three(job, target, root, x, y, z, i, j, h, p, q, r)
-        begin = end
+            i = _drawn(_NUMBERS, begin, scratch)
+            j = _drawn(_NUMBERS if _shared(a, b) else _MORE, begin, scratch)
+            h = _drawn(_NUMBERS if _shared(a, c) else _SHARE, begin, scratch)
+            _any_three(job, target, root, x, y, z, i, j, h, p, q, r, count)
+        begin += count
 
 
 @nb.njit(inline="always")
@@ -446,8 +496,8 @@ def _between(delta, rule, number):
 
 @nb.njit(inline="always")
 def _random(delta, rule, number):
-    """Where a number's half, moved up by rule[4], is at most rule[5]."""
-    return rule[0] * delta if _U(_U(number) << rule[4]) <= rule[5] else _ZERO
+    """Where a number is at most rule[5]."""
+    return rule[0] * delta if number <= rule[5] else _ZERO
 
 
 @nb.njit(inline="always")
@@ -505,37 +555,111 @@ def _agree3(x, y, z, p, q, r, scale, plain):
     return _turned(total if (weight == _ZERO) | plain else total / weight, sign) * scale
 
 
-def _loop2(kept, merged):
-    """A loop over two parents in bfloat16 that does all: select, merge, add the base, round."""
+@nb.njit(inline="always")
+def _none(at, i, rule):
+    """The number of an element that needs none."""
+    return _U(0)
+
+
+@nb.njit(inline="always")
+def _even(at, i, rule):
+    """The random number of the first element of the pair i."""
+    return _U(_u32(at)[i] & rule[4])
+
+
+@nb.njit(inline="always")
+def _odd(at, i, rule):
+    """And of the second."""
+    return _U(_u32(at)[i + _HALF_TILE] & rule[4])
+
+
+@nb.njit(inline="always")
+def _first(at, i, rule):
+    """The score of the first element of the pair i, on top."""
+    return _U(_u32(at)[i] << _U(16))
+
+
+@nb.njit(inline="always")
+def _second(at, i, rule):
+    """And of the second; the first one's below decides nothing."""
+    return _u32(at)[i]
+
+
+_NO_NUMBERS = (_none, _none)
+_DRAWN = (_even, _odd)
+_SCORES = (_first, _second)
+
+
+def _loop2(numbers, kept, merged):
+    """A loop over two parents in bfloat16 that does all: select, merge, add the base, round.
+
+    Args:
+        numbers: What gives the number of a pair's first and second element.
+        kept: What a parent adds.
+        merged: The sum of that.
+    """
+    first, second = numbers
 
     @nb.njit(**_COMPILED)
-    def loop(target, base, x, y, k, m, p, q, scale, plain):
-        for i in range(target.size):
-            root = _f32(base[i])
-            a = kept(_f32(x[i]) - root, p, k[i])
-            b = kept(_f32(y[i]) - root, q, m[i])
-            target[i] = _near16(merged(a, b, p, q, scale, plain) + root)
+    def loop(target, base, x, y, k, m, p, q, scale, plain, n):
+        out, roots, xs, ys = _pairs(target, n), _pairs(base, n), _pairs(x, n), _pairs(y, n)
+        for i in range(xs.size):
+            root = _low(roots[i])
+            a = kept(_low(xs[i]) - root, p, first(k, i, p))
+            b = kept(_low(ys[i]) - root, q, first(m, i, q))
+            low = merged(a, b, p, q, scale, plain) + root
+            root = _high(roots[i])
+            a = kept(_high(xs[i]) - root, p, second(k, i, p))
+            b = kept(_high(ys[i]) - root, q, second(m, i, q))
+            out[i] = _pair(low, merged(a, b, p, q, scale, plain) + root)
 
     return loop
 
 
-def _loop3(kept, merged):
+def _loop3(numbers, kept, merged):
     """As `_loop2`, over three."""
+    first, second = numbers
 
     @nb.njit(**_COMPILED)
-    def loop(target, base, x, y, z, k, m, o, p, q, r, scale, plain):
-        for i in range(target.size):
-            root = _f32(base[i])
-            a = kept(_f32(x[i]) - root, p, k[i])
-            b = kept(_f32(y[i]) - root, q, m[i])
-            c = kept(_f32(z[i]) - root, r, o[i])
-            target[i] = _near16(merged(a, b, c, p, q, r, scale, plain) + root)
+    def loop(target, base, x, y, z, k, m, o, p, q, r, scale, plain, n):
+        out, roots, xs = _pairs(target, n), _pairs(base, n), _pairs(x, n)
+        ys, zs = _pairs(y, n), _pairs(z, n)
+        for i in range(xs.size):
+            root = _low(roots[i])
+            a = kept(_low(xs[i]) - root, p, first(k, i, p))
+            b = kept(_low(ys[i]) - root, q, first(m, i, q))
+            c = kept(_low(zs[i]) - root, r, first(o, i, r))
+            low = merged(a, b, c, p, q, r, scale, plain) + root
+            root = _high(roots[i])
+            a = kept(_high(xs[i]) - root, p, second(k, i, p))
+            b = kept(_high(ys[i]) - root, q, second(m, i, q))
+            c = kept(_high(zs[i]) - root, r, second(o, i, r))
+            out[i] = _pair(low, merged(a, b, c, p, q, r, scale, plain) + root)
 
     return loop
+
+
+def _masked(loop, numbers, add, agree, vote):
+    """The loop that a job names, over elements that are kept by their numbers; as `_loops`."""
+    loose, agreed, voted = (loop(numbers, _random, merged) for merged in (add, agree, vote))
+
+    @nb.njit(**_COMPILED)
+    def masked(job, *rows_and_count):
+        scale = job.scale if job.consensus else job.scale / job.divisor
+        plain = job.normalize == 0
+        rows, n = rows_and_count[:-1], rows_and_count[-1]
+        if job.consensus and plain:
+            voted(*rows, scale, plain, n)
+        elif job.consensus:
+            agreed(*rows, scale, plain, n)
+        else:
+            loose(*rows, scale, plain, n)
+
+    return masked
 
 
 def _loops(loop, add, agree, vote):
-    """The loop that a job names, over any kept elements; and over random ones alone.
+    """The loop that a job names, over any kept elements; and over those with scores alone.
 
     Args:
         loop: `_loop2` or `_loop3`; the others merge as many.
@@ -543,46 +667,43 @@ def _loops(loop, add, agree, vote):
         agree: With it.
         vote: With it, where no weights are needed.
     """
-    whole, large, large_agree = loop(_whole, add), loop(_large, add), loop(_large, agree)
-    between, between_agree, between_vote = (loop(_between, one) for one in (add, agree, vote))
-    random, random_agree, random_vote = (loop(_random, one) for one in (add, agree, vote))
+    none = _NO_NUMBERS
+    whole, large, large_agree = (
+        loop(none, _whole, add),
+        loop(none, _large, add),
+        loop(none, _large, agree),
+    )
+    between, between_agree, between_vote = (
+        loop(none, _between, merged) for merged in (add, agree, vote)
+    )
+    random = _masked(loop, _DRAWN, add, agree, vote)
 
     @nb.njit(**_COMPILED)
-    def random_kept(job, *rows):
+    def any_kept(job, *rows_and_count):
         scale = job.scale if job.consensus else job.scale / job.divisor
         plain = job.normalize == 0
-        if job.consensus and plain:
-            random_vote(*rows, scale, plain)
-        elif job.consensus:
-            random_agree(*rows, scale, plain)
-        else:
-            random(*rows, scale, plain)
-
-    @nb.njit(**_COMPILED)
-    def any_kept(job, *rows):
-        scale = job.scale if job.consensus else job.scale / job.divisor
-        plain = job.normalize == 0
+        rows, n = rows_and_count[:-1], rows_and_count[-1]
         if job.loop == WHOLE:
-            whole(*rows, scale, plain)
+            whole(*rows, scale, plain, n)
         elif job.loop == LARGE and job.consensus:
-            large_agree(*rows, scale, plain)
+            large_agree(*rows, scale, plain, n)
         elif job.loop == LARGE:
-            large(*rows, scale, plain)
+            large(*rows, scale, plain, n)
         elif job.loop == BETWEEN and job.consensus:
             if plain:
-                between_vote(*rows, scale, plain)
+                between_vote(*rows, scale, plain, n)
             else:
-                between_agree(*rows, scale, plain)
+                between_agree(*rows, scale, plain, n)
         elif job.loop == BETWEEN:
-            between(*rows, scale, plain)
+            between(*rows, scale, plain, n)
         else:
-            random_kept(job, *rows)
+            random(job, *rows_and_count)
 
-    return any_kept, random_kept
+    return any_kept, _masked(loop, _SCORES, add, agree, vote)
 
 
-_any_two, _random_two = _loops(_loop2, _sum2, _agree2, _vote2)
-_any_three, _random_three = _loops(_loop3, _sum3, _agree3, _vote3)
+_any_two, _ranked_two = _loops(_loop2, _sum2, _agree2, _vote2)
+_any_three, _ranked_three = _loops(_loop3, _sum3, _agree3, _vote3)
 
 
 @nb.njit(**_COMPILED)
@@ -590,14 +711,15 @@ def _rule(part, at):
     """How a parent's elements from `at` on are chosen and counted, as the loops read it.
 
     Returns:
-        Factor, smallest size, size to stay below, weight; how far to move a random number up, and
-        the largest one to keep.
+        Factor, smallest size, size to stay below, weight; which bits of a random number count, and
+        the largest number to keep.
     """
     low, high = _limits(part, at)
-    left = _U(16) if part.kind == SCORED or part.half == 0 else _U(0)
+    half = part.kind == BERNOULLI and part.half == 0
     # 65536 keeps whatever number there is, so a parent that keeps all needs none
-    limit = _U(0xFFFFFFFF) if part.kind == EVERYTHING else _U((part.limit << 16) - 1)
-    return part.factor, low, high, part.weight, left, limit
+    limit = _U(part.limit - 1) if half else _U((part.limit << 16) - 1)
+    limit = _U(0xFFFFFFFF) if part.kind == EVERYTHING else limit
+    return part.factor, low, high, part.weight, _U(0xFFFF) if half else _U(0xFFFFFFFF), limit
 
 
 @nb.njit(**_COMPILED)
@@ -632,30 +754,73 @@ def _shared(first, part):
 
 @nb.njit(**_COMPILED)
 def _numbers(part, first, row, start, n, scratch):
-    """A parent's random numbers, unless they are in the first one's row."""
+    """A parent's random numbers, unless they are in the first one's row: even places, then odd."""
     if part.kind == BERNOULLI and (row == _NUMBERS or not _shared(first, part)):
-        _draw(_row(scratch, row, n).view(_U), part.source, start)
+        numbers = _row(scratch, row, TILE).view(_U)
+        _draw(numbers[: (n + 1) // 2], part.source, start, 2)
+        _draw(numbers[_HALF_TILE : _HALF_TILE + n // 2], part.source, start + 1, 2)
 
 
 @nb.njit(inline="always")
-def _numbers_of(row, begin, count, scratch):
-    return nb.carray(_f(_place(scratch, row) + 4 * begin), (count,)).view(_U)
+def _drawn(row, begin, scratch):
+    """Address of the random numbers from an even place on."""
+    return _place(scratch, row) + 2 * begin
 
 
 @nb.njit(inline="always")
-def _scores(part, at, count):
-    """A parent's scores; of one that keeps all, whatever lies there."""
-    return _bf16((part.source if part.kind == SCORED else part.address) + 2 * at, count)
+def _scores(part, at, count, slot, scratch):
+    """As `_read`, of a parent's scores; of one that keeps all, whatever lies there."""
+    address = part.source if part.kind == SCORED else part.address
+    return _read(address, at, count, slot, scratch)
 
 
 @nb.njit(inline="always")
-def _target(scratch, begin, count):
-    return _bf16(_place(scratch, _OUT) + 2 * begin, count)
+def _evenly(left):
+    """How many of the elements left to take next: an even number, or the last one alone."""
+    return left - left % 2 if left > 1 else left
 
 
 @nb.njit(inline="always")
-def _source16(part, at, count):
-    return _bf16(part.address + 2 * at, count)
+def _read(address, at, count, slot, scratch):
+    """Address of 16-bit numbers from `at` on, of which pairs can be read.
+
+    Behind a single one there may be nothing, so it is copied.
+    """
+    here = address + 2 * at
+    if count > 1:
+        return here
+    copy = _place(scratch, _BASE) + 64 * slot
+    _u16(copy)[0] = _u16(here)[0]
+    return copy
+
+
+@nb.njit(inline="always")
+def _target(scratch, begin):
+    return _place(scratch, _OUT) + 2 * begin
+
+
+@nb.njit(inline="always")
+def _pairs(address, count):
+    """16-bit numbers as pairs; of a single one, which is written and read as a pair, too."""
+    return nb.carray(_u32(address), ((count + 1) // 2,))
+
+
+@nb.njit(inline="always")
+def _low(pair):
+    """A pair's first number."""
+    return _U(pair << _U(16)).view(_F)
+
+
+@nb.njit(inline="always")
+def _high(pair):
+    """And its second."""
+    return _U(pair & _U(0xFFFF0000)).view(_F)
+
+
+@nb.njit(inline="always")
+def _pair(low, high):
+    """Two numbers rounded as `_near16` does, as a pair."""
+    return _U(_U(_rounded(low) >> _U(16)) | _U(_rounded(high) & _U(0xFFFF0000)))
 
 
 @nb.njit(inline="always")
@@ -683,7 +848,7 @@ def _select(part, before, k, start, n, scratch):
     if part.kind == BERNOULLI:
         numbers = _row(scratch, _NUMBERS, n).view(_U)
         if k == 0 or before.factor == _ZERO or not _shared(before, part):
-            _draw(numbers, part.source, start)
+            _draw(numbers, part.source, start, 1)
         _drop_random(row, numbers, _U(16 * part.half), _U(part.limit))
     elif part.kind == SCORED:
         _drop_scored(row, _bf16(part.source + 2 * start, n), _U(part.limit))
@@ -703,24 +868,26 @@ def _scale(row, root, factor):
 
 
 @nb.njit(**_COMPILED)
-def _draw(bits, key, start):
-    """The random numbers of a tile, as `masks.random_bits` makes them."""
+def _draw(bits, key, start, step):
+    """Random numbers of every step-th place of a tile, as `masks.random_bits` makes them."""
     block = np.uint64(start >> 16) * np.uint64(0x9E3779B97F4A7C15)
     mixed = _splitmix64(np.uint64(key) + block)
     ahead, within = _U(mixed & np.uint64(0xFFFFFFFF)), _U(mixed >> np.uint64(32))
-    _fill(bits, _U(start & 0xFFFF), ahead, within)
+    golden = _U(0x9E3779B9)
+    _fill(bits, _U(_U(_U(start & 0xFFFF) * golden) + ahead), _U(_U(step) * golden), within)
 
 
 @nb.njit(**_COMPILED)
-def _fill(bits, place, ahead, within):
+def _fill(bits, begin, step, within):
+    x = begin
     for i in range(bits.size):
-        x = _U(_U(_U(place + _U(i)) * _U(0x9E3779B9)) + ahead)
-        x = _U(x ^ _U(x >> _U(16)))
-        x = _U(x * _U(0x7FEB352D))
-        x = _U(x ^ _U(x >> _U(15)))
-        x = _U(x ^ within)
-        x = _U(x * _U(0x846CA68B))
-        bits[i] = _U(x ^ _U(x >> _U(16)))
+        y = _U(x ^ _U(x >> _U(16)))
+        y = _U(y * _U(0x7FEB352D))
+        y = _U(y ^ _U(y >> _U(15)))
+        y = _U(y ^ within)
+        y = _U(y * _U(0x846CA68B))
+        bits[i] = _U(y ^ _U(y >> _U(16)))
+        x = _U(x + step)
 
 
 @nb.njit(**_COMPILED)
@@ -755,7 +922,7 @@ def _finish(acc, root, scale):
         acc[i] = acc[i] * scale + root[i]
 
 
-@nb.njit(**_COMPILED)
+@nb.njit(inline="always")
 def _agree(job, parts, number, n, scratch):
     """As `_agree3`, of any number of parents: votes, total and weight have rows of their own."""
     votes, acc = _row(scratch, _NUMBERS, n), _row(scratch, _SUM, n)
@@ -855,10 +1022,13 @@ def _count(delta, size):
 
 
 @nb.njit(**_COMPILED)
-def _count16(base, x, size):
+def _count16(base, x, n, size):
+    """As `_count`, of an even number of bfloat16 at two addresses."""
+    roots, xs = _pairs(base, n), _pairs(x, n)
     found = _U(0)
-    for i in range(base.size):
-        found += _U(1) if abs(_f32(x[i]) - _f32(base[i])) == size else _U(0)
+    for i in range(xs.size):
+        found += _U(1) if abs(_low(xs[i]) - _low(roots[i])) == size else _U(0)
+        found += _U(1) if abs(_high(xs[i]) - _high(roots[i])) == size else _U(0)
     return found
 
 
@@ -877,10 +1047,13 @@ def _inside(delta, low):
 
 
 @nb.njit(**_COMPILED)
-def _inside16(base, x, low):
+def _inside16(base, x, n, low):
+    """As `_inside`, of an even number of bfloat16 at two addresses."""
+    roots, xs = _pairs(base, n), _pairs(x, n)
     found = _U(0)
-    for i in range(base.size):
-        found += _U(1) if _in_bin(_f32(x[i]) - _f32(base[i]), low) else _U(0)
+    for i in range(xs.size):
+        found += _U(1) if _in_bin(_low(xs[i]) - _low(roots[i]), low) else _U(0)
+        found += _U(1) if _in_bin(_high(xs[i]) - _high(roots[i]), low) else _U(0)
     return found
 
 
@@ -972,11 +1145,11 @@ def _b16(x):
 
 
 @nb.njit(inline="always")
-def _near16(x):
-    """As `_b16`, of what was made of bfloat16 only: the lower half of its NaNs is zero."""
+def _rounded(x):
+    """As `_b16`, in the upper half, of what was made of bfloat16 only: NaNs end in zeros there."""
     bits = _F(x).view(_U)
     odd = _U(_U(bits >> _U(16)) & _U(1))
-    return np.uint16(_U(_U(bits + _U(0x7FFF)) + odd) >> _U(16))
+    return _U(_U(bits + _U(0x7FFF)) + odd)
 
 
 @nb.njit(inline="always")
@@ -1031,6 +1204,11 @@ def _pointer(typing_context, address, like):
 @nb.njit(inline="always")
 def _u16(address):
     return _pointer(address, _A16)
+
+
+@nb.njit(inline="always")
+def _u32(address):
+    return _pointer(address, _B32)
 
 
 @nb.njit(inline="always")

@@ -1,6 +1,9 @@
 """Compiled loops and plain torch: one semantics, over dtypes, sizes, threads and batches."""
 
+import ctypes
 import itertools
+import mmap
+import sys
 from dataclasses import replace
 
 import pytest
@@ -163,6 +166,42 @@ def test_an_output_that_lies_anywhere_in_memory_is_written_whole(size):
         assert torch.equal(around[offset : offset + size], parents[0])
         assert (around[:offset] == 7).all()
         assert (around[offset + size :] == 7).all()
+
+
+def at_the_end_of_a_page(tensor):
+    """A copy behind which nothing may be read or written."""
+    page = mmap.PAGESIZE
+    pages = -(-tensor.nbytes // page)
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    libc = ctypes.CDLL(None, use_errno=True)
+    guard = ctypes.c_void_p(start + pages * page)
+    assert libc.mprotect(guard, ctypes.c_size_t(page), 0) == 0
+    place = pages * page - tensor.nbytes
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=place)
+    return copy.copy_(tensor)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs guarded pages")
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_read_behind_a_tensors_end(case, count, monkeypatch):
+    """Loops take two elements at a time; an odd one out may be the last of a mapped file."""
+    method, params = CASES[case]
+    given = {"weight": (0.4, 0.7, 0.3, 0.5, 0.2)} | params
+    given = {k: v[:count] if isinstance(v, tuple) else v for k, v in given.items()}
+    for size in (1, 2047, 2048):
+        parents, base = family_of_tensors(count, size, torch.bfloat16)
+        if method == "linear" and sum(given["weight"]) == 0:
+            continue
+        with_loops(monkeypatch, "auto")
+        loose = fast_merge(method, parents, base, out_dtype=torch.bfloat16, **given)
+        ended, root = (
+            [at_the_end_of_a_page(parent) for parent in parents],
+            at_the_end_of_a_page(base),
+        )
+        merged = fast_merge(method, ended, root, out_dtype=torch.bfloat16, **given)
+        assert torch.equal(merged, loose)
 
 
 # Live models.
