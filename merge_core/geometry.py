@@ -228,6 +228,7 @@ class Geometry:
         figures: By inputs, base and rounding, then by name.
         derived: Tensors that no parent holds.
         packed: Layers' packed weights as a parent has them, by their content (see `packs`).
+        places: Addresses of the parents' and derived tensors, which stay as long as this does.
     """
 
     parents: Parents
@@ -236,6 +237,15 @@ class Geometry:
     )
     derived: dict[TensorRef, torch.Tensor] = field(default_factory=dict[TensorRef, torch.Tensor])
     packed: dict[object, Packed] = field(default_factory=dict[object, Packed])
+    places: dict[TensorRef, tuple[int, int] | None] = field(
+        default_factory=dict[TensorRef, tuple[int, int] | None]
+    )
+
+    def place(self, ref: TensorRef) -> tuple[int, int] | None:
+        """Address and dtype code of a tensor that compiled loops can read, else None."""
+        if ref not in self.places:
+            self.places[ref] = address(self.tensor(ref))
+        return self.places[ref]
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """A parent's or derived tensor, in its stored dtype."""
@@ -280,13 +290,12 @@ class _Vector:
 
 
 def _vector(group: TensorGroup, parent: int) -> _Vector:
-    tensor = group.geometry.tensor(group.inputs[parent])
     native = None
     if group.dtype is None and native_loops():
-        source = address(tensor)
-        base = address(group.geometry.tensor(group.base)) if group.base else (0, 0)
+        source = group.geometry.place(group.inputs[parent])
+        base = group.geometry.place(group.base) if group.base else (0, 0)
         native = (base[0], base[1], source[0], source[1]) if base and source else None
-    return _Vector(group, parent, tensor.numel(), native)
+    return _Vector(group, parent, group.shape.numel(), native)
 
 
 def spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,7 @@ from merge_core.geometry import TensorGroup
 from merge_core.tiled import divisor, execute_tiled, sources
 
 _RUN = 32  # tiles that one candidate takes in turn: with four parents, a quarter of a 1 MiB cache
+_LINE = 64  # bytes that the processor's cache takes together
 _FEW_RUNS = 4  # per thread: below, starting threads costs more than they save
 
 
@@ -69,42 +70,21 @@ def _places(job: Job) -> list[tuple[int, int]] | None:
     group, form = job.group, job.combination
     if group.dtype is not None or not isinstance(form, Linear | TaskVectors) or not native_loops():
         return None
-    tensor = group.geometry.tensor
-    tensors = [job.out, *(tensor(ref) for ref in sources(form, group))]
+    refs = sources(form, group)
     if isinstance(form, TaskVectors):
         assert group.base is not None  # the method asked for it; planned so
-        tensors.insert(1, tensor(group.base))
-    places: list[tuple[int, int]] = []
-    for each in tensors:
-        if (place := address(each)) is None:
-            return None
-        places.append(place)
-    return places
+        refs = (group.base, *refs)
+    found = [address(job.out), *map(group.geometry.place, refs)]
+    places = [place for place in found if place is not None]
+    return places if len(places) == len(found) else None
 
 
 def _run_linear(batch: _Batch) -> None:
     jobs, parts = _tables(batch, 1)
     parts["factor"] = [job.combination.coefficients for job, _ in batch]  # pyright: ignore
-    short = (jobs["out_code"] == codes.BFLOAT16) & (parts["code"] == codes.BFLOAT16).all(1)
-    fits = short & (parts["factor"] != 0).all(1) & (1 < parts.shape[1] < 5)
-    jobs["loop"] = np.where(fits, codes.WHOLE, codes.GENERAL)
-    fours = np.array(_fours(parts, fits), np.int64).reshape(-1, 4)
-    rest = np.setdiff1d(np.arange(len(batch)), fours)
-    if len(fours):
-        leaders = [batch[int(i)] for i in fours[:, 0]]
-        _spread(native().linear_four, jobs[fours], parts[fours], leaders)
-    if len(rest):
-        _spread(native().linear, jobs[rest], parts[rest], [batch[i] for i in rest])
-
-
-def _fours(parts: np.ndarray, fits: np.ndarray) -> list[list[int]]:
-    """Jobs of several candidates that share their sources, by four."""
-    if len(parts) < 4:
-        return []
-    alike: dict[bytes, list[int]] = {}
-    for number in np.flatnonzero(fits):
-        alike.setdefault(parts["address"][number].tobytes(), []).append(int(number))
-    return [numbers[i : i + 4] for numbers in alike.values() for i in range(0, len(numbers) - 3, 4)]
+    fits = _short(jobs, parts) & (1 < parts.shape[1] < 5)
+    first = _run_lines(native().linear_lines, jobs, parts, batch, fits)
+    _spread(native().linear, jobs, parts, batch, first)
 
 
 def _run_task_vectors(batch: _Batch) -> None:
@@ -120,15 +100,49 @@ def _run_task_vectors(batch: _Batch) -> None:
         for part, selection in zip(row, form.selections, strict=True):
             _describe(selection, part)
     jobs["loop"] = _loops(jobs, parts)
-    numbers = np.arange(len(batch))
     loops = native()
     quick = loops.two_task_vectors if parts.shape[1] == 2 else loops.three_task_vectors
-    for loop, chosen in (
-        (loops.task_vectors, numbers[jobs["loop"] == codes.GENERAL]),
-        (quick, numbers[jobs["loop"] != codes.GENERAL]),
-    ):
-        if len(chosen):
-            _spread(loop, jobs[chosen], parts[chosen], [batch[i] for i in chosen])
+    whole, general = (jobs["loop"] == code for code in (codes.WHOLE, codes.GENERAL))
+    first = _run_lines(loops.task_vector_lines, jobs, parts, batch, whole)
+    for loop, chosen in ((loops.task_vectors, general | whole), (quick, ~(general | whole))):
+        if (chosen := np.flatnonzero(chosen)).size:
+            some = [batch[int(i)] for i in chosen]
+            _spread(loop, jobs[chosen], parts[chosen], some, first[chosen])
+
+
+def _run_lines(
+    loop: Any, jobs: np.ndarray, parts: np.ndarray, batch: _Batch, fits: np.ndarray
+) -> np.ndarray:
+    """Run a loop over the whole tiles of the jobs that fit it.
+
+    Candidates that share all they read are taken by four, the others one by one.
+
+    Returns:
+        Tiles of each job that are done.
+    """
+    whole = np.where(fits & (jobs["out"] % _LINE == 0), jobs["numel"] // native().TILE, 0)
+    chosen = np.flatnonzero(whole)
+    fours = np.array(_fours(jobs, parts, chosen), np.int64).reshape(-1, 4)
+    for groups in (fours, np.setdiff1d(chosen, fours)[:, None]):
+        if len(groups):
+            leaders = [batch[int(i)] for i in groups[:, 0]]
+            none = np.zeros(len(groups), np.int64)
+            _spread(loop, jobs[groups], parts[groups], leaders, none, whole[groups[:, 0]])
+    return whole
+
+
+def _fours(jobs: np.ndarray, parts: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+    """Jobs of several candidates that share base and sources, by four."""
+    alike: dict[tuple[int, int, bytes], list[int]] = {}
+    for number in chosen if len(chosen) > 3 else ():
+        base, numel = jobs["base"].item(number), jobs["numel"].item(number)
+        key = (base, numel, parts["address"][number].tobytes())
+        alike.setdefault(key, []).append(number)
+    return [
+        np.array(numbers[i : i + 4])
+        for numbers in alike.values()
+        for i in range(0, len(numbers) - 3, 4)
+    ]
 
 
 def _tables(batch: _Batch, first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,27 +193,44 @@ def _loops(jobs: np.ndarray, parts: np.ndarray) -> np.ndarray:
         [codes.WHOLE, codes.LARGE, codes.BETWEEN, codes.RANDOM, codes.RANKED],
         codes.GENERAL,
     )
-    short = np.column_stack([jobs["out_code"], jobs["base_code"], parts["code"]]) == codes.BFLOAT16
-    # a factor of 0 leaves a parent out, whatever it holds: 0 * inf would be NaN
-    fits = short.all(1) & (parts["factor"] != 0).all(1) & (1 < parts.shape[1] < 4)
+    fits = _short(jobs, parts) & (jobs["base_code"] == codes.BFLOAT16) & (1 < parts.shape[1] < 4)
     return np.where(fits, choice, codes.GENERAL)
 
 
-def _spread(loop: Any, jobs: np.ndarray, parts: np.ndarray, batch: _Batch) -> None:
-    """Run a loop over all tiles, shared among as many threads as torch uses.
+def _short(jobs: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Whether a job's output and sources are in bfloat16, and all of them count."""
+    kinds = np.column_stack([jobs["out_code"], parts["code"]])
+    # a factor of 0 leaves a parent out, whatever it holds: 0 * inf would be NaN
+    return (kinds == codes.BFLOAT16).all(1) & (parts["factor"] != 0).all(1)
+
+
+def _spread(
+    loop: Any,
+    jobs: np.ndarray,
+    parts: np.ndarray,
+    batch: _Batch,
+    first: np.ndarray,
+    stop: np.ndarray | None = None,
+) -> None:
+    """Run a loop over tiles, shared among as many threads as torch uses.
 
     Args:
         loop: One of `native`.
-        jobs: `(jobs,)` or `(groups, 4)`.
+        jobs: `(jobs,)` or `(groups, candidates)`.
         parts: As the loop wants them.
         batch: The jobs, or the first of each group.
+        first: Their first tile.
+        stop: The tile to stop before; default the end.
     """
-    runs = _runs(batch, jobs["numel"].reshape(len(batch), -1)[:, 0])
+    numel = jobs["numel"].reshape(len(batch), -1)[:, 0]
+    runs = _runs(batch, first, -(-numel // native().TILE) if stop is None else stop)
+    if not len(runs):
+        return
     threads = max(1, min(torch.get_num_threads(), len(runs) // _FEW_RUNS))
 
     def run(part: np.ndarray) -> None:
-        scratch = np.empty(native().scratch_bytes(parts.shape[-1]) + 64, np.uint8)
-        aligned = -(-scratch.ctypes.data // 64) * 64
+        scratch = np.empty(native().scratch_bytes(parts.shape[-1]) + _LINE, np.uint8)
+        aligned = -(-scratch.ctypes.data // _LINE) * _LINE
         loop(jobs, parts, part, aligned)
 
     if threads == 1:
@@ -209,17 +240,18 @@ def _spread(loop: Any, jobs: np.ndarray, parts: np.ndarray, batch: _Batch) -> No
         list(pool.map(run, np.array_split(runs, threads)))
 
 
-def _runs(batch: _Batch, numel: np.ndarray) -> np.ndarray:
-    """Job, first tile and end of each run, `(runs, 3)`.
+def _runs(batch: _Batch, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Job, first tile and end of each run, `(runs, 3)`, of jobs from their first tile to their end.
 
     Jobs of one output tensor, which are those of several candidates, take turns run by run: the
     sources come from memory for the first and from the cache for the others.
     """
-    tiles = -(-numel // native().TILE)
-    counts = -(-tiles // _RUN)
+    counts = -(-(stop - begin) // _RUN)
     jobs = np.repeat(np.arange(len(batch)), counts)
-    first = (np.arange(len(jobs)) - np.repeat(counts.cumsum() - counts, counts)) * _RUN
-    runs = np.stack([jobs, first, np.minimum(first + _RUN, tiles[jobs])], 1)
+    first = (np.arange(len(jobs)) - np.repeat(counts.cumsum() - counts, counts)) * _RUN + begin[
+        jobs
+    ]
+    runs = np.stack([jobs, first, np.minimum(first + _RUN, stop[jobs])], 1)
     tensors: dict[str, int] = {}
     tensor = np.array([tensors.setdefault(job.group.name, len(tensors)) for job, _ in batch])
     if len(tensors) < len(batch):

@@ -8,7 +8,10 @@ references. Arithmetic is strict (no reordering), so equal inputs give equal bit
 Only inner loops that are functions of their own are vectorised. Calling one costs as much as
 thirty elements, so the common cases (two or three parents in bfloat16) have loops that do
 everything in one go. They are written so that a choice becomes a masked instruction: `0 if dropped
-else product`, `sum if opposed else sum + x`, signs as bits.
+else product`, `sum if opposed else sum + x`, signs as bits. They take elements in pairs, as 32
+bits: a shift and a mask widen them, where single ones would be shuffled, which half of a core's
+vector units can't do. And they are without a word that makes numba count references: an atomic
+count waits until all stores past the cache are done. Plain sums are vectors by hand (`_sum_lines`).
 
 One file for all of them: numba's cache of compiled code sees changes in a function's own file only.
 """
@@ -34,7 +37,6 @@ from merge_core.codes import (
     RANDOM,
     RANKED,
     SCORED,
-    WHOLE,
     WINDOW,
 )
 
@@ -42,7 +44,8 @@ TILE = 1024
 """Elements of a tile: what a loop works on stays in the first-level cache."""
 
 _HALF_TILE = TILE // 2
-_NEXT = _HALF_TILE // 2  # pairs from one of four candidates' half tiles to the next
+_STEP = 1024
+_LINE = 32  # elements of 16 bits in a line of the cache
 _SPAN = 256  # what is searched one by one where a rare element was seen
 _ROW = TILE + 48  # rows a power of two apart would fall on the same cache lines
 # Rows of the scratch memory; parents come after them.
@@ -81,13 +84,6 @@ def linear(jobs, parts, runs, scratch):
         for tile in range(runs[run, 1], runs[run, 2]):
             start = tile * TILE
             n = min(TILE, job.numel - start)
-            if job.loop == WHOLE:
-                target, even = _target(scratch, 0), n - n % 2
-                _mix(parts, runs[run, 0], start, even, target, scratch)
-                if even < n:
-                    _mix(parts, runs[run, 0], start + even, 1, target + 2 * even, scratch)
-                _stream(job.out + 2 * start, target, 2 * n)
-                continue
             acc = _row(scratch, _SUM, n)
             begun = False
             for k in range(parts.shape[1]):
@@ -107,28 +103,38 @@ def linear(jobs, parts, runs, scratch):
 
 
 @nb.njit(cache=True, **_COMPILED)
-def linear_four(jobs, parts, runs, scratch):
-    """As `linear`, of four candidates that share their two to four sources, all in bfloat16.
+def linear_lines(jobs, parts, runs, scratch):
+    """As `linear`, of one or four candidates that share their sources, whole tiles only.
+
+    Two to four sources and the outputs are in bfloat16; outputs lie on 64-byte lines.
 
     Args:
-        jobs: `codes.JOB`, `(groups, 4)`.
-        parts: `codes.PART`, `(groups, 4, sources)`.
+        jobs: `codes.JOB`, `(groups, candidates)`.
+        parts: `codes.PART`, `(groups, candidates, sources)`.
         runs: Group, first tile, tile to stop before, `(runs, 3)`.
         scratch: As in `linear`.
     """
     for run in range(runs.shape[0]):
-        group = runs[run, 0]
-        for tile in range(runs[run, 1], runs[run, 2]):
-            end = min((tile + 1) * TILE, jobs[group, 0].numel)
-            for start in range(tile * TILE, end, _HALF_TILE):  # short stores wait for less
-                n = min(_HALF_TILE, end - start)
-                target, even = _place(scratch, _SUM), n - n % 2
-                _mix_four(parts, group, start, even, target, scratch)
-                if even < n:
-                    _mix_four(parts, group, start + even, 1, target + 2 * even, scratch)
-                for k in range(4):
-                    here = target + 2 * _HALF_TILE * k
-                    _stream(jobs[group, k].out + 2 * start, here, 2 * n)
+        group, at = runs[run, 0], 2 * TILE * runs[run, 1]
+        lines = (runs[run, 2] - runs[run, 1]) * (TILE // _LINE)
+        if parts.shape[2] == 2:
+            _weigh_two(jobs, parts, group, at, lines, scratch)
+        elif parts.shape[2] == 3:
+            _weigh_three(jobs, parts, group, at, lines, scratch)
+        else:
+            _weigh_four(jobs, parts, group, at, lines, scratch)
+
+
+@nb.njit(cache=True, **_COMPILED)
+def task_vector_lines(jobs, parts, runs, scratch):
+    """As `linear_lines`: a base plus weighted sums of two or three task vectors."""
+    for run in range(runs.shape[0]):
+        group, at = runs[run, 0], 2 * TILE * runs[run, 1]
+        lines = (runs[run, 2] - runs[run, 1]) * (TILE // _LINE)
+        if parts.shape[2] == 2:
+            _shift_two(jobs, parts, group, at, lines, scratch)
+        else:
+            _shift_three(jobs, parts, group, at, lines, scratch)
 
 
 @nb.njit(cache=True, **_COMPILED)
@@ -291,138 +297,93 @@ def row_ranks(sizes, ranks):
             ranks[row, order[place]] = place
 
 
-@nb.njit(**_COMPILED)
-def _mix(parts, number, at, n, target, scratch):
-    """Two to four sources in bfloat16, an even number of elements or one."""
-    # No early return: an array's references would be counted, which waits for all stores.
-    a, b = parts[number, 0], parts[number, 1]
-    x, y = _read(a.address, at, n, 1, scratch), _read(b.address, at, n, 2, scratch)
-    if parts.shape[1] == 2:
-        _mix2(target, x, y, a.factor, b.factor, n)
-    else:
-        c = parts[number, 2]
-        z = _read(c.address, at, n, 3, scratch)
-        if parts.shape[1] == 3:
-            _mix3(target, x, y, z, a.factor, b.factor, c.factor, n)
+@nb.njit(inline="always")
+def _sources2(parts, group, at):
+    return parts[group, 0, 0].address + at, parts[group, 0, 1].address + at
+
+
+@nb.njit(inline="always")
+def _sources3(parts, group, at):
+    a, b = _sources2(parts, group, at)
+    return a, b, parts[group, 0, 2].address + at
+
+
+@nb.njit(inline="always")
+def _sources4(parts, group, at):
+    a, b, c = _sources3(parts, group, at)
+    return a, b, c, parts[group, 0, 3].address + at
+
+
+@nb.njit(inline="always")
+def _factors2(parts, group, k):
+    return parts[group, k, 0].factor, parts[group, k, 1].factor
+
+
+@nb.njit(inline="always")
+def _factors3(parts, group, k):
+    return parts[group, k, 0].factor, parts[group, k, 1].factor, parts[group, k, 2].factor
+
+
+@nb.njit(inline="always")
+def _factors4(parts, group, k):
+    a, b, c = _factors3(parts, group, k)
+    return a, b, c, parts[group, k, 3].factor
+
+
+@nb.njit(inline="always")
+def _no_base(jobs, group, at):
+    return ()
+
+
+@nb.njit(inline="always")
+def _base(jobs, group, at):
+    return (jobs[group, 0].base + at,)
+
+
+@nb.njit(inline="always")
+def _no_scale(job):
+    return ()
+
+
+@nb.njit(inline="always")
+def _scale_of(job):
+    return (job.scale / job.divisor,)
+
+
+def _writer(sources, factors, base, scale):
+    """What writes lines of one candidate, or of four.
+
+    Args:
+        sources: Gives the sources' addresses.
+        factors: Gives a candidate's factors.
+        base: Gives the base's address, if there is one.
+        scale: Gives what a candidate's sum is multiplied with before the base is added.
+    """
+
+    @nb.njit(**_COMPILED)
+    def write(jobs, parts, g, at, lines, scratch):
+        end, first, half = at + 64 * lines, _place(scratch, _SUM), 2 * _HALF_TILE
+        if jobs.shape[1] == 1:
+            job, rows, ends = jobs[g, 0], (factors(parts, g, 0),), (scale(jobs[g, 0]),)
+            for here in range(at, end, 2 * half):
+                origin, inputs = base(jobs, g, here), sources(parts, g, here)
+                _sum_lines((first,), origin, inputs, rows, ends, TILE // _LINE)
+                _copy_lines(job.out + here, first, TILE // _LINE)
         else:
-            d = parts[number, 3]
-            t = _read(d.address, at, n, 4, scratch)
-            _mix4(target, x, y, z, t, a.factor, b.factor, c.factor, d.factor, n)
+            a, b, c, d = jobs[g, 0], jobs[g, 1], jobs[g, 2], jobs[g, 3]
+            p, q = factors(parts, g, 0), factors(parts, g, 1)
+            r, t = factors(parts, g, 2), factors(parts, g, 3)
+            rows, ends = (p, q, r, t), (scale(a), scale(b), scale(c), scale(d))
+            outs = (first, first + half, first + 2 * half, first + 3 * half)
+            for here in range(at, end, half):
+                origin, inputs = base(jobs, g, here), sources(parts, g, here)
+                _sum_lines(outs, origin, inputs, rows, ends, _HALF_TILE // _LINE)
+                _copy_lines(a.out + here, outs[0], _HALF_TILE // _LINE)
+                _copy_lines(b.out + here, outs[1], _HALF_TILE // _LINE)
+                _copy_lines(c.out + here, outs[2], _HALF_TILE // _LINE)
+                _copy_lines(d.out + here, outs[3], _HALF_TILE // _LINE)
 
-
-@nb.njit(**_COMPILED)
-def _mix_four(parts, group, at, n, target, scratch):
-    """As `_mix`, of four candidates, half a tile from one to the next."""
-    x = _read(parts[group, 0, 0].address, at, n, 1, scratch)
-    y = _read(parts[group, 0, 1].address, at, n, 2, scratch)
-    u, v = _factors(parts, group, 0), _factors(parts, group, 1)
-    if parts.shape[2] == 2:
-        _four_of_two(target, x, y, u, v, n)
-    else:
-        z = _read(parts[group, 0, 2].address, at, n, 3, scratch)
-        w = _factors(parts, group, 2)
-        if parts.shape[2] == 3:
-            _four_of_three(target, x, y, z, u, v, w, n)
-        else:
-            t = _read(parts[group, 0, 3].address, at, n, 4, scratch)
-            _four_of_four(target, x, y, z, t, u, v, w, _factors(parts, group, 3), n)
-
-
-@nb.njit(inline="always")
-def _factors(parts, group, source):
-    """Of a source, by candidate."""
-    return (
-        parts[group, 0, source].factor,
-        parts[group, 1, source].factor,
-        parts[group, 2, source].factor,
-        parts[group, 3, source].factor,
-    )
-
-
-@nb.njit(inline="always")
-def _weigh2(x, y, a, b):
-    return a * x + b * y
-
-
-@nb.njit(inline="always")
-def _weigh3(x, y, z, a, b, c):
-    return a * x + b * y + c * z
-
-
-@nb.njit(inline="always")
-def _weigh4(x, y, z, t, a, b, c, d):
-    return a * x + b * y + c * z + d * t
-
-
-@nb.njit(**_COMPILED)
-def _four_of_two(target, x, y, a, b, n):
-    out, xs, ys = _pairs(target, 4 * _HALF_TILE), _pairs(x, n), _pairs(y, n)
-    for i in range(xs.size):
-        p, q = _low(xs[i]), _low(ys[i])
-        s, t = _high(xs[i]), _high(ys[i])
-        out[i] = _pair(_weigh2(p, q, a[0], b[0]), _weigh2(s, t, a[0], b[0]))
-        out[i + _NEXT] = _pair(_weigh2(p, q, a[1], b[1]), _weigh2(s, t, a[1], b[1]))
-        out[i + 2 * _NEXT] = _pair(_weigh2(p, q, a[2], b[2]), _weigh2(s, t, a[2], b[2]))
-        out[i + 3 * _NEXT] = _pair(_weigh2(p, q, a[3], b[3]), _weigh2(s, t, a[3], b[3]))
-
-
-@nb.njit(**_COMPILED)
-def _four_of_three(target, x, y, z, a, b, c, n):
-    out, xs, ys, zs = _pairs(target, 4 * _HALF_TILE), _pairs(x, n), _pairs(y, n), _pairs(z, n)
-    for i in range(xs.size):
-        p, q, r = _low(xs[i]), _low(ys[i]), _low(zs[i])
-        s, t, u = _high(xs[i]), _high(ys[i]), _high(zs[i])
-        f, g, h = a[0], b[0], c[0]
-        out[i] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
-        f, g, h = a[1], b[1], c[1]
-        out[i + _NEXT] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
-        f, g, h = a[2], b[2], c[2]
-        out[i + 2 * _NEXT] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
-        f, g, h = a[3], b[3], c[3]
-        out[i + 3 * _NEXT] = _pair(_weigh3(p, q, r, f, g, h), _weigh3(s, t, u, f, g, h))
-
-
-@nb.njit(**_COMPILED)
-def _four_of_four(target, x, y, z, w, a, b, c, d, n):
-    out, xs, ys = _pairs(target, 4 * _HALF_TILE), _pairs(x, n), _pairs(y, n)
-    zs, ws = _pairs(z, n), _pairs(w, n)
-    for i in range(xs.size):
-        p, q, r, o = _low(xs[i]), _low(ys[i]), _low(zs[i]), _low(ws[i])
-        s, t, u, v = _high(xs[i]), _high(ys[i]), _high(zs[i]), _high(ws[i])
-        f, g, h, j = a[0], b[0], c[0], d[0]
-        out[i] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
-        f, g, h, j = a[1], b[1], c[1], d[1]
-        out[i + _NEXT] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
-        f, g, h, j = a[2], b[2], c[2], d[2]
-        out[i + 2 * _NEXT] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
-        f, g, h, j = a[3], b[3], c[3], d[3]
-        out[i + 3 * _NEXT] = _pair(_weigh4(p, q, r, o, f, g, h, j), _weigh4(s, t, u, v, f, g, h, j))
-
-
-@nb.njit(**_COMPILED)
-def _mix2(target, x, y, a, b, n):
-    out, xs, ys = _pairs(target, n), _pairs(x, n), _pairs(y, n)
-    for i in range(xs.size):
-        low = _weigh2(_low(xs[i]), _low(ys[i]), a, b)
-        out[i] = _pair(low, _weigh2(_high(xs[i]), _high(ys[i]), a, b))
-
-
-@nb.njit(**_COMPILED)
-def _mix3(target, x, y, z, a, b, c, n):
-    out, xs, ys, zs = _pairs(target, n), _pairs(x, n), _pairs(y, n), _pairs(z, n)
-    for i in range(xs.size):
-        low = _weigh3(_low(xs[i]), _low(ys[i]), _low(zs[i]), a, b, c)
-        out[i] = _pair(low, _weigh3(_high(xs[i]), _high(ys[i]), _high(zs[i]), a, b, c))
-
-
-@nb.njit(**_COMPILED)
-def _mix4(target, x, y, z, t, a, b, c, d, n):
-    out, xs, ys = _pairs(target, n), _pairs(x, n), _pairs(y, n)
-    zs, ts = _pairs(z, n), _pairs(t, n)
-    for i in range(xs.size):
-        low = _weigh4(_low(xs[i]), _low(ys[i]), _low(zs[i]), _low(ts[i]), a, b, c, d)
-        high = _weigh4(_high(xs[i]), _high(ys[i]), _high(zs[i]), _high(ts[i]), a, b, c, d)
-        out[i] = _pair(low, high)
+    return write
 
 
 @nb.njit(**_COMPILED)
@@ -477,14 +438,8 @@ def _three(job, a, b, c, start, n, scratch):
 
 
 @nb.njit(inline="always")
-def _whole(delta, rule, number):
-    """What a parent adds of an element: all of them."""
-    return rule[0] * delta
-
-
-@nb.njit(inline="always")
 def _large(delta, rule, number):
-    """Of a size of at least rule[1]; what is no number is kept."""
+    """What a parent adds of an element: those of at least rule[1]; what is no number is kept."""
     return _ZERO if abs(delta) < rule[1] else rule[0] * delta
 
 
@@ -668,11 +623,7 @@ def _loops(loop, add, agree, vote):
         vote: With it, where no weights are needed.
     """
     none = _NO_NUMBERS
-    whole, large, large_agree = (
-        loop(none, _whole, add),
-        loop(none, _large, add),
-        loop(none, _large, agree),
-    )
+    large, large_agree = loop(none, _large, add), loop(none, _large, agree)
     between, between_agree, between_vote = (
         loop(none, _between, merged) for merged in (add, agree, vote)
     )
@@ -683,9 +634,7 @@ def _loops(loop, add, agree, vote):
         scale = job.scale if job.consensus else job.scale / job.divisor
         plain = job.normalize == 0
         rows, n = rows_and_count[:-1], rows_and_count[-1]
-        if job.loop == WHOLE:
-            whole(*rows, scale, plain, n)
-        elif job.loop == LARGE and job.consensus:
+        if job.loop == LARGE and job.consensus:
             large_agree(*rows, scale, plain, n)
         elif job.loop == LARGE:
             large(*rows, scale, plain, n)
@@ -819,7 +768,7 @@ def _high(pair):
 
 @nb.njit(inline="always")
 def _pair(low, high):
-    """Two numbers rounded as `_near16` does, as a pair."""
+    """Two numbers, rounded, as a pair."""
     return _U(_U(_rounded(low) >> _U(16)) | _U(_rounded(high) & _U(0xFFFF0000)))
 
 
@@ -1217,20 +1166,117 @@ def _f(address):
 
 
 @intrinsic
+def _sum_lines(typing_context, outs, base, sources, factors, scales, lines):
+    """Write 64-byte lines of sums of bfloat16 to memory on lines.
+
+    Vectors by hand: sources are widened once for all candidates, whose number and that of the
+    sources make another program each. A vector of 16 pairs is as wide as a line; narrower machines
+    take it in parts.
+
+    Args:
+        typing_context: Numba's.
+        outs: Where the candidates' sums go.
+        base: The address of what sources are taken from and sums added to, or nothing.
+        sources: Their addresses.
+        factors: Of the sources, by candidate.
+        scales: By candidate what its sum is multiplied with, or nothing.
+        lines: How many.
+    """
+
+    def generate(context, builder, signature, values):
+        def unpacked(value, like):
+            return cgutils.unpack_tuple(builder, value, len(like))
+
+        def spread(value, like):
+            rows = zip(unpacked(value, like), like, strict=True)
+            return [[_splat(builder, x) for x in unpacked(row, one)] for row, one in rows]
+
+        def at(addresses):
+            pointers = [builder.add(x, offset) for x in addresses]
+            return [builder.inttoptr(x, _WORDS.as_pointer()) for x in pointers]
+
+        def read(pointer):
+            return _halves(builder, builder.load(pointer, align=2))
+
+        starts = [unpacked(values[i], like) for i, like in enumerate((outs, base, sources))]
+        rows = list(zip(spread(values[3], factors), spread(values[4], scales), strict=True))
+        with cgutils.for_range(builder, values[5]) as loop:
+            offset = builder.mul(loop.index, ir.Constant(ir.IntType(64), 64))
+            targets, roots, inputs = map(at, starts)
+            roots, inputs = [read(x) for x in roots], [read(x) for x in inputs]
+            for target, (row, scale) in zip(targets, rows, strict=True):
+                halves = [_combined(builder, inputs, roots, row, scale, half) for half in (0, 1)]
+                builder.store(_paired(builder, *halves), target, align=64)
+        return context.get_dummy_value()
+
+    return types.void(outs, base, sources, factors, scales, lines), generate
+
+
+_WORDS, _FLOATS = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.FloatType(), 16)
+
+
+def _combined(builder, inputs, roots, row, scale, half):
+    """A vector of one half of the pairs: weighted sources, or base and weighted task vectors."""
+    parts = [halves[half] for halves in inputs]
+    if roots:
+        parts = [builder.fsub(part, roots[0][half]) for part in parts]
+    total, *others = map(builder.fmul, row, parts)
+    for other in others:
+        total = builder.fadd(total, other)
+    if roots:
+        total = builder.fadd(builder.fmul(total, scale[0]), roots[0][half])
+    return total
+
+
+def _words(number):
+    return ir.Constant(_WORDS, [number] * 16)
+
+
+def _splat(builder, number):
+    """A number in every place of a vector."""
+    nothing = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, nothing, _words(0))
+
+
+def _halves(builder, pairs):
+    """The first and the second numbers of pairs, as `_low` and `_high`."""
+    low, high = builder.shl(pairs, _words(16)), builder.and_(pairs, _words(0xFFFF0000))
+    return builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)
+
+
+def _paired(builder, *halves):
+    """As `_pair`."""
+    rounded = []
+    for half in halves:
+        bits = builder.bitcast(half, _WORDS)
+        odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
+        rounded.append(builder.add(builder.add(bits, _words(0x7FFF)), odd))
+    low, high = builder.lshr(rounded[0], _words(16)), builder.and_(rounded[1], _words(0xFFFF0000))
+    return builder.or_(low, high)
+
+
+@intrinsic
 def _copy_lines(typing_context, target, source, lines):
     """Copy 64-byte lines with non-temporal stores; the target lies on a line."""
 
     def generate(context, builder, signature, values):
-        line = ir.VectorType(ir.IntType(64), 8)
         note = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         with cgutils.for_range(builder, values[2]) as loop:
             offset = builder.mul(loop.index, ir.Constant(ir.IntType(64), 64))
-            at = [
-                builder.inttoptr(builder.add(value, offset), line.as_pointer())
+            to, here = (
+                builder.inttoptr(builder.add(value, offset), _WORDS.as_pointer())
                 for value in values[:2]
-            ]
-            store = builder.store(builder.load(at[1], align=2), at[0], align=64)
+            )
+            store = builder.store(builder.load(here, align=2), to, align=64)
             store.set_metadata("nontemporal", note)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+_weigh_two = _writer(_sources2, _factors2, _no_base, _no_scale)
+_weigh_three = _writer(_sources3, _factors3, _no_base, _no_scale)
+_weigh_four = _writer(_sources4, _factors4, _no_base, _no_scale)
+_shift_two = _writer(_sources2, _factors2, _base, _scale_of)
+_shift_three = _writer(_sources3, _factors3, _base, _scale_of)

@@ -151,7 +151,7 @@ def test_threads_give_the_same_bits(case):
     assert all(torch.equal(merged[0], other) for other in merged[1:])
 
 
-@pytest.mark.parametrize("size", [1, 31, 512, 513])
+@pytest.mark.parametrize("size", [1, 31, 512, 513, 2100])
 def test_an_output_that_lies_anywhere_in_memory_is_written_whole(size):
     """Stores past the cache need aligned targets; others are written plainly."""
     parents, _ = family_of_tensors(2, size, torch.bfloat16)
@@ -242,7 +242,7 @@ FRANKEN = {
 }
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
 def test_several_candidates_in_one_pass_are_what_each_is_alone(method, parents):
     plans = [plan_of(parents, method, weight=0.2 + 0.1 * i) for i in range(4)]
     alone = [bench_for(parents, plan) for plan in plans]
@@ -273,23 +273,47 @@ def test_candidates_of_one_pass_keep_their_factors(parents):
 
 
 @pytest.mark.parametrize("sources", [2, 3, 4, 5])
-def test_several_weighted_sums_share_a_pass_and_keep_their_bits(sources):
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_several_weighted_sums_share_a_pass_and_keep_their_bits(method, sources):
     """Five candidates: four that are read for together, and one that is left."""
     size = 70_001
-    tensors, _ = family_of_tensors(sources, size, torch.bfloat16)
-    memory = Memory({str(i): tensor for i, tensor in enumerate(tensors)})
+    tensors, root = family_of_tensors(sources, size, torch.bfloat16)
+    memory = Memory({str(i): tensor for i, tensor in enumerate(tensors)} | {"base": root})
     refs = tuple(TensorRef(str(i), "t") for i in range(sources))
+    base = TensorRef("base", "t") if method == "task_arithmetic" else None
 
     def step(candidate):
         weights = tuple(0.1 + 0.05 * candidate + 0.1 * i for i in range(sources))
         params = (("weight", weights), ("normalize", True))
-        return MergeStep("t", (size,), torch.bfloat16, "linear", refs, None, params, None, 0)
+        return MergeStep("t", (size,), torch.bfloat16, method, refs, base, params, None, 0)
 
-    alone, together = (torch.empty(5, size, dtype=torch.bfloat16) for _ in range(2))
+    alone, together = ([torch.empty(size, dtype=torch.bfloat16) for _ in range(5)] for _ in "12")
     for candidate in range(5):
         run_steps([(step(candidate), alone[candidate])], Geometry(memory))
     run_steps([(step(i), together[i]) for i in range(5)], Geometry(memory))
-    assert torch.equal(alone, together)
+    assert all(map(torch.equal, alone, together))
+
+
+def test_candidates_of_other_bases_do_not_share_a_pass():
+    tensors, root = family_of_tensors(2, 5000, torch.bfloat16)
+    roots = {f"base {i}": root + 0.01 * i for i in range(4)}
+    memory = Memory({"0": tensors[0], "1": tensors[1]} | roots)
+    refs = (TensorRef("0", "t"), TensorRef("1", "t"))
+    params = (("weight", (0.3, 0.6)),)
+    steps = [
+        MergeStep(
+            "t", (5000,), torch.bfloat16, "task_arithmetic", refs, TensorRef(name, "t"), params,
+            None, 0,
+        )
+        for name in roots
+    ]  # fmt: skip
+    merged = [torch.empty(5000, dtype=torch.bfloat16) for _ in roots]
+    run_steps(list(zip(steps, merged, strict=True)), Geometry(memory))
+    for start, got in zip(roots.values(), merged, strict=True):
+        wanted = fast_merge(
+            "task_arithmetic", tensors, start, out_dtype=torch.bfloat16, weight=(0.3, 0.6)
+        )
+        assert torch.equal(got, wanted)
 
 
 def test_a_passed_through_tensor_is_lent_and_never_written_to(parents):
