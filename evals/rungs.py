@@ -1,4 +1,6 @@
-"""Which rungs a race can afford: each has batches of its own, less full than those of all items.
+"""Which rungs a study can afford: each has batches of its own, less full than those of all items.
+
+After a rung a race may end, and the rungs of one candidate may be answered by several workers.
 
 A pass costs about as much as 64 tokens more would, since it reads every weight: rungs at 1/8, 1/4
 and 1/2 made 26 passes of 11 on 450 short items of SmolLM2-135M, which took 1.20 times the seconds;
@@ -14,7 +16,8 @@ from evals.likelihood import LikelihoodScorer
 from evals.memory import BatchSize
 from evals.racing import RUNGS, rung_ends
 
-CHOICES = (RUNGS, (1 / 4, 1 / 2, 1.0), (1 / 4, 1.0), (1 / 2, 1.0))
+EIGHTHS = tuple(eighth / 8 for eighth in range(1, 9))
+CHOICES = (EIGHTHS, RUNGS, (1 / 4, 1 / 2, 1.0), (1 / 4, 1.0), (1 / 2, 1.0))
 _PASS = 64  # tokens
 _TEXTS = 64 * _PASS  # a batch of generations takes a pass for each token that it makes, some 64
 

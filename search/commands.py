@@ -95,7 +95,7 @@ def run_study(
     # With workers the model of this process only says what the prompts are.
     device = checked.device if workers is None else torch.device("cpu")
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
-    if idle := idle_warning(checked, workers, len(bench.harness.shares)):
+    if idle := idle_warning(checked, workers, bench.harness.shares):
         _warn(console, [idle])
     trials = options.trials or checked.config.search.trials
     with open_study(checked) as stored:

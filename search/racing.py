@@ -13,8 +13,9 @@ a batch does this:
     else:
         study.tell(trial, objective([card], readings, signal=True))
 
-The harness needs `rungs=Rule().rungs`, for all candidates of a study: it decides the batches. With
-no leader yet every verdict is that nothing is lost. The last card holds all items and isn't judged.
+The harness needs rungs that have those of the rule among them, the same for all candidates of a
+study: they decide the batches. With no leader yet every verdict is that nothing is lost. The last
+card holds all items and isn't judged.
 A stopped trial is no leader, no finalist and not reused as the scores of a recipe; its card holds
 the first items only.
 """
@@ -26,7 +27,7 @@ from typing import Any
 from optuna import Study
 
 from evals.objective import Reading, item_scores, item_weights, objective
-from evals.racing import Duel, Rule, Verdict, race_front
+from evals.racing import Duel, Rule, Verdict, race_front, rung_ends
 from evals.scorecard import Scorecard
 from search.genes import violation
 from search.record import card_from_dict, finished
@@ -52,16 +53,24 @@ class Race:
     def verdict(self, card: Scorecard) -> Verdict:
         """Whether a candidate has lost, by a card of its first items.
 
-        Nothing is lost without an incumbent, with all items scored, or where an objective has no
-        benchmark that can be raced.
+        Nothing is lost without an incumbent, with all items scored, at a rung that the rule doesn't
+        look at, or where an objective has no benchmark that can be raced.
         """
+        seen = _counts(card)
+        if card.failure is not None or not any(seen in self._looks(one) for one in self.incumbents):
+            return Verdict(False, 0.0, sum(seen.values()))
         pairs = [(one, card) for one in self.incumbents]
         members = [[duel(*pair, readings) for readings in self.objectives] for pair in pairs]
         rows = [[one for one in row if one is not None] for row in members]
-        whole = all(_counts(one) == _counts(card) for one in self.incumbents)
-        if whole or card.failure is not None or any(None in row for row in members):
-            return Verdict(False, 0.0, sum(_counts(card).values()))
+        if any(None in row for row in members):
+            return Verdict(False, 0.0, sum(seen.values()))
         return race_front(rows, self.rule)
+
+    def _looks(self, whole: Scorecard) -> list[dict[str, int]]:
+        """Items of each benchmark after which the rule looks at a candidate."""
+        counts = _counts(whole)
+        ends = rung_ends(list(counts.values()), self.rule.rungs)[:-1]
+        return [dict(zip(counts, end, strict=True)) for end in ends]
 
     def values(self, card: Scorecard, verdict: Verdict) -> tuple[float, ...]:
         """What the sampler is told of a stopped candidate, one value for each objective.

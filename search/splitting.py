@@ -1,8 +1,8 @@
 """One candidate's items on several workers: each merges it and answers some of the rungs.
 
 Rungs have batches of their own, raced or not, so the joined outcome is that of one worker, to the
-bit. What finishes last counts: with rungs at 1/8, 1/4, 1/2 and all, two workers share the items
-evenly and a third has nothing to gain.
+bit. What finishes last counts: of rungs at every eighth, two, four and eight workers have equal
+parts; of rungs at 1/8, 1/4, 1/2 and all, two have, and a third has nothing to gain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def split(job: Job, ends: Sequence[Sequence[int]], most: int) -> tuple[Job, ...]
     )
 
 
-def divided(sizes: Sequence[int], most: int) -> tuple[range, ...]:
+def divided(sizes: Sequence[float], most: int) -> tuple[range, ...]:
     """Neighbouring rungs in groups, the largest as small as can be; of equals the fewest groups.
 
     Args:

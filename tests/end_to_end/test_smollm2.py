@@ -28,6 +28,7 @@ def smollm2() -> Path:
     """The model as a folder: of the study if $OUTCROSS_SMOLLM2 names it, else fetched and kept."""
     if study := os.environ.get("OUTCROSS_SMOLLM2"):
         return Path(study) / "models" / "base"
+    pytest.importorskip("gguf", reason="needs outcross[smollm2]")
     fetch = pytest.importorskip("studies.smollm2.fetch")
     convert = pytest.importorskip("studies.smollm2.convert")
     folder = cache_folder() / "smollm2"

@@ -1,5 +1,6 @@
 """What is said of workers for whom a batch has no candidate."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from evals.racing import RUNGS
+from evals.rungs import EIGHTHS
 from search.bench import CheckedStudy, check_study
 from search.commands import RunOptions, run_study
 from search.config import ObjectiveConfig, RayConfig, SearchConfig
@@ -24,7 +27,7 @@ def study(study_folder: Path) -> CheckedStudy:
 def told(
     study: CheckedStudy,
     workers: int,
-    rungs: int | None = None,
+    shares: Sequence[float] | None = None,
     *more: ObjectiveConfig,
     **search: Any,
 ) -> str | None:
@@ -34,42 +37,44 @@ def told(
         "objectives": (*study.config.objectives, *more),
     }
     config = study.config.model_copy(update=changes)
-    return idle_warning(replace(study, config=config), RayConfig(workers=workers), rungs)
+    return idle_warning(replace(study, config=config), RayConfig(workers=workers), shares)
 
 
 def test_who_has_a_candidate_for_every_worker_is_told_nothing(study: CheckedStudy):
-    assert told(study, 4, 4) is None
-    assert told(study, 8, 4, batch=8) is None
-    assert told(study, 8, 4, **{"async": True}) is None  # asked for whenever somebody is free
+    assert told(study, 4, RUNGS) is None
+    assert told(study, 8, RUNGS, batch=8) is None
+    assert told(study, 8, RUNGS, **{"async": True}) is None  # asked for whenever somebody is free
     assert idle_warning(study, None) is None
 
 
 @pytest.mark.parametrize(
-    ("workers", "rungs", "expected"),
+    ("workers", "shares", "expected"),
     [
         (
             5,
-            4,
-            "the items of 1 of 4 candidates are split over two of them, which ends no batch",
+            RUNGS,
+            "the items of 1 of 4 candidates are split over 2 of them, which ends no batch",
         ),
-        (8, 4, "the items of 4 of 4 candidates are split over two of them; search: {batch: 8}"),
-        (11, 4, "the items of 4 of 4 candidates are split over two of them, and 3 of them idle;"),
-        (11, 1, "11 workers for batches of 4: 7 of them idle; search: {batch: 11}"),
-        (11, None, "7 of them idle, unless candidates' items can be split over two of them"),
+        (8, RUNGS, "the items of 4 of 4 candidates are split over 2 of them; search: {batch: 8}"),
+        (11, RUNGS, "the items of 4 of 4 candidates are split over 2 of them, and 3 of them idle;"),
+        (11, EIGHTHS, "the items of 4 of 4 candidates are split over 2 to 3 of them; search:"),
+        (40, EIGHTHS, "the items of 4 of 4 candidates are split over 8 of them, and 8 of them"),
+        (11, (1.0,), "11 workers for batches of 4: 7 of them idle; search: {batch: 11}"),
+        (11, None, "7 of them idle, unless candidates' items can be split (docs/workers.md);"),
     ],
 )
 def test_what_the_others_do_is_told(
-    study: CheckedStudy, workers: int, rungs: int | None, expected: str
+    study: CheckedStudy, workers: int, shares: Sequence[float] | None, expected: str
 ):
-    assert expected in (told(study, workers, rungs) or "")
+    assert expected in (told(study, workers, shares) or "")
 
 
 def test_candidates_that_race_are_not_split(study: CheckedStudy):
     alone = "8 workers for batches of 4: 4 of them idle;"
-    assert alone in (told(study, 8, 4, sampler="tpe") or "")
-    assert alone in (told(study, 8, 4, racing=False) or "")
+    assert alone in (told(study, 8, RUNGS, sampler="tpe") or "")
+    assert alone in (told(study, 8, RUNGS, racing=False) or "")
     function = ObjectiveConfig(function="scorer.py:f")  # of which no race knows anything
-    assert "are split over two of them;" in (told(study, 8, 4, function, sampler="tpe") or "")
+    assert "are split over 2 of them;" in (told(study, 8, RUNGS, function, sampler="tpe") or "")
 
 
 def test_it_is_told_by_check_and_before_the_first_worker_starts(

@@ -45,6 +45,12 @@ def test_nothing_is_lost_without_an_incumbent_or_with_all_items_scored():
     assert not Race((GOOD,), ((RIGHT, GRADED),)).verdict(POOR).lost
 
 
+def test_rungs_in_between_are_for_workers_and_end_no_race():
+    race = Race((GOOD,), ((RIGHT, GRADED),))
+    lost = [race.verdict(first(POOR, items)).lost for items in range(10, 81, 10)]
+    assert lost == [True, True, False, True, False, False, False, False]
+
+
 def test_a_stopped_trial_tells_the_incumbents_score_less_what_it_is_behind():
     rng = np.random.default_rng(0)
     best = card(right=rng.integers(0, 2, 80) * 1.0, graded=rng.random(80))

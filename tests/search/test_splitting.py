@@ -12,6 +12,7 @@ from tiny_study import study_dict
 
 from evals.answering import Practice
 from evals.items import Role
+from evals.rungs import EIGHTHS
 from search import ray_evaluators
 from search.baselines import parent_recipe
 from search.bench import Bench, Reference, build_bench, check_study
@@ -21,7 +22,7 @@ from search.racing import Race
 from search.splitting import divided, join, split
 from search.trial import Outcome
 
-EIGHTHS = (1, 1, 2, 4)
+DOUBLING = (1, 1, 2, 4)
 JOB = Job(parent_recipe("a"), Role.SEARCH, measure=True)
 FUNCTION = "def of(model, tokenizer):\n    return {}\n"
 
@@ -45,10 +46,10 @@ def bench_of(folder: Path, figure: str) -> Bench:
     return build_bench(check_study(path), (Role.SEARCH, Role.SELECT))
 
 
-def both(bench: Bench, job: Job = JOB) -> tuple[Outcome, Outcome]:
-    """The outcome of one worker, and of two."""
-    parts = split(job, bench.harness.rungs(Role.SEARCH), 2)
-    assert len(parts) == 2
+def both(bench: Bench, job: Job = JOB, workers: int = 2) -> tuple[Outcome, Outcome]:
+    """The outcome of one worker, and of several."""
+    parts = split(job, bench.harness.rungs(Role.SEARCH), workers)
+    assert len(parts) == workers
     answered = [score_job(part, bench) for part in reversed(parts)]
     joined = join(answered[::-1], bench.harness, bench.worst)
     return untimed(score_job(job, bench)), untimed(joined)
@@ -63,10 +64,13 @@ def untimed(outcome: Outcome) -> Outcome:
 @pytest.mark.parametrize(
     ("sizes", "most", "stops"),
     [
-        (EIGHTHS, 0, [4]),
-        (EIGHTHS, 1, [4]),
-        (EIGHTHS, 2, [3, 4]),
-        (EIGHTHS, 8, [3, 4]),  # the last rung takes as long as all others
+        (DOUBLING, 0, [4]),
+        (DOUBLING, 1, [4]),
+        (DOUBLING, 2, [3, 4]),
+        (DOUBLING, 8, [3, 4]),  # the last rung takes as long as all others
+        ((1,) * 8, 3, [2, 5, 8]),
+        ((1,) * 8, 4, [2, 4, 6, 8]),
+        ((1,) * 8, 9, [1, 2, 3, 4, 5, 6, 7, 8]),
         ((3, 3, 3), 2, [1, 3]),
         ((3, 3, 3), 3, [1, 2, 3]),
         ((1, 3), 2, [1, 2]),
@@ -101,6 +105,14 @@ def test_a_sound_candidate(bench: Bench):
     assert one.flags
     assert one.practice is not None
     assert two == one
+
+
+@pytest.mark.parametrize("workers", [3, 4, 8])
+def test_a_candidate_of_many_workers(bench: Bench, workers: int):
+    bench.harness.shares = EIGHTHS
+    one, many = both(bench, workers=workers)
+    assert one.scorecard is not None
+    assert many == one
 
 
 def test_a_candidate_whose_texts_are_no_answers(bench: Bench):
