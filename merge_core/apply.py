@@ -198,6 +198,7 @@ def _agreed(step: MergeStep, geometry: Geometry) -> torch.Tensor:
     if not all(torch.equal(first, other) for other in others):
         raise MergeError(
             f"tensor '{step.out}' holds no floating-point numbers and differs between "
-            f"{', '.join(ref.parent for ref in step.inputs)}; it can't be merged"
+            f"{', '.join(ref.parent for ref in step.inputs)}; it can't be merged; quantised "
+            "weights have to be dequantised first"
         )
     return first

@@ -189,6 +189,8 @@ def _row(
     refs = tuple([_ref(source.model, spec.name) for source, spec in pairs])
     dtypes = tuple([spec.dtype for spec in specs])
     dtype, floating, rounding = _dtypes(site.recipe.dtype, site.recipe.out_dtype, dtypes)
+    if not floating and any(spec.dtype.is_floating_point for spec in specs):
+        _refuse_dtypes(specs, sources)
     apart = part.inputs.base is not None and part.method.base.apart
     return Row(
         out,
@@ -233,6 +235,17 @@ def _loses(dtype: torch.dtype, rounding: torch.dtype) -> bool:
     if rounding is torch.float32:
         return False
     return torch.promote_types(dtype, rounding) != rounding
+
+
+def _refuse_dtypes(specs: list[TensorSpec], sources: tuple[Source, ...]) -> None:
+    at = next(i for i, spec in enumerate(specs) if not spec.dtype.is_floating_point)
+    other = next(i for i, spec in enumerate(specs) if spec.dtype.is_floating_point)
+    kinds = [str(specs[i].dtype).removeprefix("torch.") for i in (at, other)]
+    raise RecipeError(
+        f"tensor '{specs[at].name}': parent '{sources[at].model}' holds {kinds[0]} but "
+        f"'{sources[other].model}' holds {kinds[1]}; whole numbers, such as quantised weights, "
+        f"can't be merged with others: dequantise '{sources[at].model}' first, or leave it out"
+    )
 
 
 def _refuse_shapes(specs: list[TensorSpec], sources: tuple[Source, ...]) -> None:

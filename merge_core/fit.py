@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+import torch
+
 from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
 
@@ -25,6 +27,9 @@ _SILENT = re.compile(
     r"|layer_types|^unsloth|^torchscript|^chunk_size|problem_type|router_aux|router_jitter"
 )
 
+# What packed weights are stored as; int64 and bool are of buffers, which nobody quantises.
+_PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32)
+
 
 def check_fit(parent: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
     """Check that a parent is of the donor's family and that its weights mean the same.
@@ -37,6 +42,7 @@ def check_fit(parent: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
         RecipeError: If the two can't be merged; names the reason and the repair.
     """
     _check_family(parent, donor)
+    _check_quantised(parent)
     _check_stacks(parent, donor)
     warnings: list[str] = []
     for key, mine, theirs in _differences(parent.config, donor.config):
@@ -58,6 +64,35 @@ def _check_family(parent: Checkpoint, donor: Checkpoint) -> None:
             "recipe must be of one family: leave it out, or, if both compute the same, give it "
             "the other's model_type and architectures in its config.json"
         )
+
+
+def _check_quantised(parent: Checkpoint) -> None:
+    """Packed weights are codes: neither they nor their scales can be averaged.
+
+    A configuration that speaks of it beside plain weights is a left-over of training.
+    """
+    stated = next(_quantisations(parent.config), None)
+    packed = next((s for s in parent.tensors.values() if s.dtype in _PACKED), None)
+    if stated is None or packed is None:
+        return
+    method = stated.get("quant_method")
+    raise RecipeError(
+        f"model '{parent.name}' is quantised{f' ({method})' if method else ''}: tensor "
+        f"'{packed.name}' holds {str(packed.dtype).removeprefix('torch.')} and its config.json "
+        "has a quantization_config; packed weights can't be merged: dequantise it first, or take "
+        "the model that it was made from"
+    )
+
+
+def _quantisations(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What the configuration and those of its parts say of quantisation."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            inside = cast("Mapping[str, Any]", value)
+            if key == "quantization_config":
+                yield inside
+            else:
+                yield from _quantisations(inside)
 
 
 def _check_stacks(parent: Checkpoint, donor: Checkpoint) -> None:

@@ -1,6 +1,9 @@
 """Parents that fit, that fit with a warning, and that are refused."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from headers import checkpoint, linear, seq2seq
 
 from merge_core.errors import RecipeError
@@ -62,3 +65,36 @@ def test_stacks_and_prefixes_that_do_not_fit():
         RecipeError, match=r"calls its layers 'blocks.…' but 'a' calls them 'layers"
     ):
         compile_plan(from_dict(linear()), prefixes)
+
+
+def quantised(name, config, dtype=torch.uint8):
+    parent = checkpoint(name, config=config)
+    spec = parent.tensors["layers.0.attn.weight"]
+    parent.tensors[spec.name] = replace(spec, dtype=dtype)
+    return parent
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "method"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "uint8", r" \(bitsandbytes\)"),
+        ({"quantization_config": {"bits": 4}}, "int32", ""),
+        ({"text_config": {"quantization_config": {"quant_method": "q"}}}, "int8", r" \(q\)"),
+    ],
+)
+def test_quantised_parents_are_refused(config, dtype, method):
+    parents = {name: quantised(name, config, getattr(torch, dtype)) for name in "ab"}
+    message = (
+        f"model 'a' is quantised{method}: tensor 'layers.0.attn.weight' holds {dtype} and its conf"
+        "ig.json has a quantization_config; packed weights can't be merged: dequantise it first"
+    )
+    with pytest.raises(RecipeError, match=message):
+        compile_plan(from_dict(linear()), parents)
+
+
+def test_a_configuration_left_over_from_training_is_no_quantisation():
+    stated = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    parents = {name: checkpoint(name, config=stated) for name in "ab"}
+    assert compile_plan(from_dict(linear()), parents).depth == 4
+    masks = {name: quantised(name, {}, torch.uint8) for name in "ab"}
+    assert compile_plan(from_dict(linear()), masks).depth == 4
