@@ -3,6 +3,7 @@
 MergeError
 ├── CheckpointError    a parent's folder: files, configuration, tensors
 └── RecipeError        what the recipe asks of the parents
+    └── NumbersError   its numbers alone: the same recipe with others may do
 """
 
 
@@ -16,3 +17,7 @@ class CheckpointError(MergeError):
 
 class RecipeError(MergeError):
     """A recipe asks for something that it may not, or that its parents do not have."""
+
+
+class NumbersError(RecipeError):
+    """A method can't merge with the numbers that a recipe gives; with others it may."""

@@ -77,16 +77,21 @@ class MergePlan:
         return sum(torch.Size(s.shape).numel() * s.dtype.itemsize for s in self.steps)
 
 
-def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 0) -> MergePlan:
+def compile_plan(
+    recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 0, *, judge: bool = True
+) -> MergePlan:
     """Check a recipe against its parents and resolve it tensor by tensor. Reads no tensor.
 
     Args:
         recipe: What to merge.
         parents: The opened parents by the names that the recipe uses.
         seed: Seed of random masks.
+        judge: Whether to refuse numbers that a method can't merge with; without, the plan only
+            tells what is made of what.
 
     Raises:
         RecipeError: If anything doesn't fit; names the tensor or key and what to do.
+        NumbersError: If only the numbers don't.
     """
     find_method(recipe.method)
     for model in recipe.models:
@@ -96,7 +101,7 @@ def compile_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], seed: int = 
     _check_scales(recipe)
     opened = tuple((model, parents[model]) for model in recipe.models)
     blueprint = draw_blueprint(_without_values(recipe), opened)
-    steps = tuple(_steps(blueprint, _values(recipe, blueprint), seed, recipe.compat))
+    steps = tuple(_steps(blueprint, _values(recipe, blueprint, judge), seed, recipe.compat))
     return MergePlan(steps, blueprint.donor, blueprint.config, blueprint.depth, blueprint.warnings)
 
 
@@ -121,7 +126,7 @@ def _steps(
         )
 
 
-def _values(recipe: Recipe, blueprint: Blueprint) -> tuple[Values, ...]:
+def _values(recipe: Recipe, blueprint: Blueprint, judge: bool) -> tuple[Values, ...]:
     """The parameters of each part, in the blueprint's order: slices by stack."""
     found: list[Values] = []
     for name in blueprint.stacks:
@@ -131,7 +136,7 @@ def _values(recipe: Recipe, blueprint: Blueprint) -> tuple[Values, ...]:
             inputs = merge_inputs(method, part, recipe.base)
             outer = (part.parameters, module.parameters, recipe.parameters)
             sources = tuple(source.parameters for source in inputs.sources)
-            found.append(read_values(method, sources, outer, part.scale))
+            found.append(read_values(method, sources, outer, part.scale, judge=judge))
     return tuple(found)
 
 
@@ -158,7 +163,7 @@ _EVOLVED = (("int8_mask", (Setting(None, True),)), ("normalize", (Setting(None, 
 
 def _check_parameter_names(recipe: Recipe) -> None:
     """Every parameter is one of the method that its slice has, or of any where all slices share."""
-    for where, parameters, words, in_source in _scopes(recipe):
+    for where, parameters, words, in_source in scopes(recipe):
         methods = [find_method(word) for word in words]
         for name, settings in parameters:
             found = [parameter for m in methods if (parameter := m.parameter(name))]
@@ -189,7 +194,7 @@ def _check_scales(recipe: Recipe) -> None:
                 )
 
 
-def _scopes(recipe: Recipe) -> Iterator[tuple[str, Parameters, tuple[str, ...], bool]]:
+def scopes(recipe: Recipe) -> Iterator[tuple[str, Parameters, tuple[str, ...], bool]]:
     """All parameters: where they stand, what they say, for slices of which methods."""
     yield "parameters", recipe.parameters, recipe.methods, False
     for module in recipe.modules or (Module("", recipe.slices),):

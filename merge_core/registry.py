@@ -10,12 +10,13 @@
     ) -> Combination: ...
 
 `PerParent` is one number for each parent, everything else one value for the tensor. A parameter
-without a default is required. A `Range` says where a search looks when the study does not. A
-`Literal` of words is a parameter that is one of them.
+without a default is required. A `Range` says where a search looks when the study does not, `Bounds`
+what any recipe may say. A `Literal` of words is a parameter that is one of them.
 """
 
 import enum
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,24 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """The numbers that mean something, both ends included; any other is refused."""
+
+    least: float
+    most: float = math.inf
+
+    @property
+    def words(self) -> str:
+        """As an error says it."""
+        if math.isinf(self.most):
+            return f"{self.least:g} or more"
+        return f"from {self.least:g} to {self.most:g}"
+
+
+SHARE = Bounds(0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Default:
     """The value of a per-parent parameter that a recipe does not give."""
 
@@ -82,11 +101,19 @@ class Parameter:
     default: Scalar | None
     range: Range | None
     choices: tuple[str, ...] = ()
+    bounds: Bounds | None = None
 
     @property
     def required(self) -> bool:
         """Whether a recipe must give it."""
         return self.default is None
+
+
+Check = Callable[..., str | None]
+"""Says why a method can't merge with its parameters, or None if it can.
+
+It gets the parents' names, `(parents,)`, and the parameters by keyword as recipes call them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +127,7 @@ class MergeMethod:
     inputs: tuple[int, int | None]
     parameters: tuple[Parameter, ...]
     combine: Callable[..., Combination]
+    check: Check | None = None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name, if the method has it."""
@@ -116,6 +144,7 @@ def merge_method(
     reference: str,
     base: Base,
     inputs: tuple[int, int | None] = (1, None),
+    check: Check | None = None,
 ) -> Callable[[_Function], _Function]:
     """Register a function as the merge method of its name.
 
@@ -124,12 +153,15 @@ def merge_method(
         reference: Paper, or the page that defines it.
         base: What it does with the base model.
         inputs: Fewest and most parents, the base not counted unless it is a parent.
+        check: Refuses numbers that are in bounds each but don't go together; asked while planning.
     """
 
     def register(function: _Function) -> _Function:
         name = function.__name__
         parameters = tuple(_read_parameters(function))
-        _METHODS[name] = MergeMethod(name, title, reference, base, inputs, parameters, function)
+        _METHODS[name] = MergeMethod(
+            name, title, reference, base, inputs, parameters, function, check
+        )
         return function
 
     return register
@@ -166,6 +198,7 @@ def _read_parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
     extras = get_args(hint)[1:] if get_origin(hint) is typing.Annotated else ()
     kind = get_args(hint)[0] if extras else hint
     span = next((extra for extra in extras if isinstance(extra, Range)), None)
+    bounds = next((extra for extra in extras if isinstance(extra, Bounds)), None)
     default = next((extra.value for extra in extras if isinstance(extra, Default)), None)
     if parameter.default is not inspect.Parameter.empty:
         default = parameter.default
@@ -173,4 +206,5 @@ def _read_parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
     name = parameter.name.rstrip("_")  # lambda is a word of Python's
     if get_origin(kind) is typing.Literal:
         return Parameter(name, str, False, default, None, get_args(kind))
-    return Parameter(name, bool if kind is bool else float, per_parent, default, span)
+    kind = bool if kind is bool else float
+    return Parameter(name, kind, per_parent, default, span, bounds=bounds)

@@ -5,13 +5,14 @@ filter is part of the tensor's name; gradients by depth within the slice.
 """
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
-from merge_core.errors import RecipeError
+from merge_core.errors import NumbersError, RecipeError
 from merge_core.geometry import TensorRef
 from merge_core.keys import nearest
 from merge_core.naming import role
 from merge_core.recipe import Parameters, Scalar, Setting
-from merge_core.registry import MergeMethod, Parameter
+from merge_core.registry import SHARE, Bounds, Check, MergeMethod, Parameter
 
 Value = Scalar | tuple[Scalar, ...]
 Params = tuple[tuple[str, Value], ...]
@@ -28,6 +29,8 @@ class Values:
             other: one chain for each parent, or one for the tensor.
         plain: Whether no filter matters, so that a tensor's value depends on its depth only.
         kept: Values by depth, where they are plain.
+        check: The method's, of values that have to go together.
+        passed: Values that it let pass.
         scale: What multiplies the merged tensors, by filter.
     """
 
@@ -35,6 +38,8 @@ class Values:
     chains: tuple[tuple[tuple[Setting, ...], ...], ...]
     plain: bool
     kept: dict[float, Params] = field(default_factory=dict[float, Params])
+    check: Check | None = None
+    passed: set[Params] = field(default_factory=set[Params])
     scale: tuple[Setting, ...] = ()
 
     def factor(self, out: str) -> float:
@@ -51,7 +56,8 @@ class Values:
             depth: Position within the slice, 0 to 1.
 
         Raises:
-            RecipeError: If a value is missing or is of the wrong kind.
+            RecipeError: If a value is missing, of the wrong kind or out of bounds.
+            NumbersError: If the method can't merge with these numbers.
         """
         if not self.plain:
             return self._resolve(out, inputs, depth)
@@ -70,7 +76,16 @@ class Values:
             else:
                 value = self._value(parameter, chains[0], out, depth, None)
             resolved.append((parameter.name, value))
-        return tuple(resolved)
+        params = tuple(resolved)
+        if self.check is not None and params not in self.passed:
+            self._judge(self.check, params, out, inputs)
+        return params
+
+    def _judge(self, check: Check, params: Params, out: str, inputs: tuple[TensorRef, ...]) -> None:
+        models = tuple(ref.parent for ref in inputs)
+        if (reason := check(models, **dict(params))) is not None:
+            raise NumbersError(f"tensor '{out}': {reason}")
+        self.passed.add(params)
 
     def _value(
         self,
@@ -81,7 +96,7 @@ class Values:
         model: str | None,
     ) -> Scalar:
         if (value := resolve(chain, name, depth)) is not None:
-            return _typed(parameter, value, name)
+            return _typed(parameter, value, name, model)
         if parameter.default is None:
             raise RecipeError(
                 f"tensor '{name}': merge_method '{self.method.name}' needs '{parameter.name}'"
@@ -95,6 +110,8 @@ def read_values(
     sources: tuple[Parameters, ...],
     outer: tuple[Parameters, ...],
     scale: tuple[Setting, ...] = (),
+    *,
+    judge: bool = True,
 ) -> Values:
     """Line up what the scopes of one slice say.
 
@@ -103,6 +120,7 @@ def read_values(
         sources: What each parent's own scope says, `(parents,)`.
         outer: What slice, module and recipe say, the innermost first.
         scale: What the slice says of the merged tensors.
+        judge: Whether to refuse what the method can't merge with.
     """
     chains = tuple(
         tuple(_chain(parameter, (source, *outer)) for source in sources)
@@ -111,7 +129,7 @@ def read_values(
         for parameter in method.parameters
     )
     plain = all(s.filter is None for of in chains for chain in of for s in chain)
-    return Values(method, chains, plain, scale=scale)
+    return Values(method, chains, plain, check=method.check if judge else None, scale=scale)
 
 
 def resolve(settings: tuple[Setting, ...], name: str, depth: float) -> Scalar | None:
@@ -147,10 +165,13 @@ def _asked(out: str, ref: TensorRef) -> str:
     return out if role(out) == "head" else ref.name
 
 
-def _typed(parameter: Parameter, value: Scalar, name: str) -> Scalar:
+def _typed(parameter: Parameter, value: Scalar, name: str, model: str | None) -> Scalar:
     if parameter.kind is bool and value in (True, False):
         return bool(value)
     if parameter.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        bounds = parameter.bounds
+        if bounds is not None and not bounds.least <= value <= bounds.most:
+            _refuse_number(parameter.name, bounds, value, name, model)
         return float(value)
     if parameter.kind is str and value in parameter.choices:
         return value
@@ -158,6 +179,17 @@ def _typed(parameter: Parameter, value: Scalar, name: str) -> Scalar:
     hint = f"; {nearest(str(value), parameter.choices)}" if parameter.choices else ""
     raise RecipeError(
         f"tensor '{name}': '{parameter.name}' must be {expected}, got {value!r}{hint}"
+    )
+
+
+def _refuse_number(
+    parameter: str, bounds: Bounds, value: float, name: str, model: str | None
+) -> NoReturn:
+    whose = f" of model '{model}'" if model else ""
+    percent = bounds == SHARE and 2 <= value <= 100
+    raise RecipeError(
+        f"tensor '{name}': '{parameter}'{whose} must be {bounds.words}, got {value:g}"
+        + (f"; for {value:g} % write {value / 100:g}" if percent else "")
     )
 
 

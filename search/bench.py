@@ -52,6 +52,7 @@ from search.holes import build_space
 from search.layouts import MERGE, Layout
 from search.models import open_models
 from search.placing import names_layers, refuse_moves
+from search.probing import hopeless, unmatched
 from search.samplers import choose_sampler, refusal
 from search.space import SearchSpace, holes, plain, tensor_groups
 from search.templates import no_template
@@ -104,13 +105,18 @@ class CheckedStudy:
         search = self.config.search
         return choose_sampler(search.sampler, self.space, search.trials, self.config.values)
 
-    def plan(self, recipe: Recipe) -> MergePlan:
+    def plan(self, recipe: Recipe, *, judge: bool = True) -> MergePlan:
         """The plan of a recipe in the study's dtype: float32 arithmetic, rounded once at the end.
+
+        Args:
+            recipe: A candidate's, or a parent's.
+            judge: See `compile_plan`.
 
         Raises:
             RecipeError: If the recipe doesn't fit the parents.
         """
-        return compile_plan(self.exact(recipe), self.checkpoints, self.config.search.seed)
+        seed = self.config.search.seed
+        return compile_plan(self.exact(recipe), self.checkpoints, seed, judge=judge)
 
     def exact(self, recipe: Recipe) -> Recipe:
         """The recipe with the dtypes that make mergekit compute what we do."""
@@ -188,14 +194,18 @@ class Bench:
         self.looked.clear()
         self.normal.clear()
 
-    def plan(self, recipe: Recipe) -> MergePlan:
+    def plan(self, recipe: Recipe, *, judge: bool = True) -> MergePlan:
         """The plan of a candidate.
+
+        Args:
+            recipe: The candidate.
+            judge: See `compile_plan`.
 
         Raises:
             RecipeError: If the recipe doesn't fit the parents.
             EvaluationError: If it moves layers that must keep their places.
         """
-        made = self.study.plan(recipe)
+        made = self.study.plan(recipe, judge=judge)
         if self.rooted is not None:
             refuse_moves(made, self.study.checkpoints, self.rooted)
         return made
@@ -254,8 +264,9 @@ def check_study(path: Path) -> CheckedStudy:
         raise StudyError(mistakes, str(path))
     dtype = _dtype(config.dtype, space, checkpoints)
     models, files = aligned.checkpoints, aligned.files
-    plan = compile_plan(space.decode(space.starts()[0]), models)
-    warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings)))
+    plan = compile_plan(space.decode(space.starts()[0]), models, judge=False)
+    silent = unmatched(space, models)
+    warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings, *silent)))
     opened = (config, folder, space, models, files, warnings, tasks, dtype, device)
     return CheckedStudy(*opened, scorers)
 
@@ -329,7 +340,8 @@ def deepest(study: CheckedStudy) -> MergePlan:
     space = study.space
     candidates = map(space.decode, chain(space.starts()[:1], space.probes()))
     recipes = chain(candidates, baselines(space).values())
-    return max(map(study.plan, recipes), key=lambda plan: plan.depth)
+    plans = (study.plan(recipe, judge=False) for recipe in recipes)
+    return max(plans, key=lambda plan: plan.depth)
 
 
 def _check_places(bench: Bench) -> None:
@@ -338,7 +350,7 @@ def _check_places(bench: Bench) -> None:
     recipes = list(map(space.decode, space.probes()))
     bench.rooted = bench.harness.rooted if names_layers(recipes) else None
     for recipe in recipes if bench.rooted else ():
-        bench.plan(recipe)
+        bench.plan(recipe, judge=False)
 
 
 def _rungs(config: StudyConfig, harness: Harness) -> tuple[float, ...]:
@@ -498,9 +510,11 @@ def _misfits(
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
     for values in space.probes():
         try:
-            compile_plan(space.decode(values), checkpoints)
+            compile_plan(space.decode(values), checkpoints, judge=False)
         except MergeError as error:
             mistakes.append(f"recipe ({space.method(values)}): {error}")
+    if not mistakes:
+        mistakes += hopeless(space, checkpoints)
     search = config.search
     if reason := refusal(search.sampler, space, search.trials, config.values):
         mistakes.append(reason)

@@ -200,6 +200,8 @@ def compare_models(
     """
     margin = MARGIN if margin is None else margin
     lineup = check_lineup(models, options)
+    if not quiet:
+        _warn(console, (f"{one.name}: {text}" for one in lineup.entrants for text in one.warnings))
 
     def report(name: str, card: Scorecard) -> None:
         console.print(f"scored {name} in {card.seconds:.1f} s", highlight=False, markup=False)

@@ -83,6 +83,7 @@ class Entrant:
         checkpoints: Of what, by the names in the plan.
         files: Its tokenizer and what else stands beside weights.
         dtype: That it is scored in.
+        warnings: What to know of its recipe.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Entrant:
     checkpoints: Mapping[str, Checkpoint]
     files: Mapping[str, Companion]
     dtype: torch.dtype
+    warnings: tuple[str, ...] = ()
 
     @property
     def frame(self) -> str:
@@ -251,6 +253,7 @@ def _companion_folder(entrant: Entrant) -> Generator[Path]:
 
 def _entrant(name: str, text: str, options: CompareOptions, mistakes: list[str]) -> Entrant:
     path = Path(text)
+    warnings: tuple[str, ...] = ()
     if path.suffix in (".yaml", ".yml"):
         *stages, job = plan_file(path, options.seed)
         if stages:
@@ -258,7 +261,7 @@ def _entrant(name: str, text: str, options: CompareOptions, mistakes: list[str])
                 ["has several documents; write it with 'outcross merge' and compare the folder"],
                 text,
             )
-        recipe, aligned, plan = job.stage.recipe, job.aligned, job.plan
+        recipe, aligned, plan, warnings = job.stage.recipe, job.aligned, job.plan, job.warnings
     else:
         recipe = parent_recipe(name)
         aligned = align_vocabularies(recipe, {name: open_model(text, Path(), name)})
@@ -269,7 +272,7 @@ def _entrant(name: str, text: str, options: CompareOptions, mistakes: list[str])
         mistakes.append(f"--apply-chat-template: {reason}")
     largest = max(plan.steps, key=lambda step: torch.Size(step.shape).numel())
     dtype = largest.dtype if options.dtype == "auto" else getattr(torch, options.dtype, None)
-    return Entrant(name, plan, aligned.checkpoints, aligned.files, dtype or largest.dtype)
+    return Entrant(name, plan, aligned.checkpoints, aligned.files, dtype or largest.dtype, warnings)
 
 
 def _names(models: Sequence[str], mistakes: list[str]) -> list[str]:

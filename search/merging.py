@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from merge_core.alignment import Aligned
 from merge_core.checkpoint import Checkpoint, digest, open_checkpoint
 from merge_core.errors import CheckpointError, MergeError
 from merge_core.export import SHARD_BYTES, check_new, write_model
+from merge_core.filters import silent_filters, tensor_names
 from merge_core.keys import nearest
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
@@ -37,11 +38,18 @@ class Job:
         stage: The document.
         aligned: Its models in one vocabulary, and what stands beside its weights.
         plan: What will be done.
+        silent: Filters that are part of no tensor's name in any document, a sentence each.
     """
 
     stage: Stage
     aligned: Aligned
     plan: MergePlan
+    silent: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the merge, each once."""
+        return tuple(dict.fromkeys((*self.aligned.warnings, *self.plan.warnings, *self.silent)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,8 @@ def plan_file(path: Path, seed: int) -> tuple[Job, ...]:
             jobs.append(job)
     except MergeError as error:
         raise StudyError([f"{stage.where if stage else ''}{error}"], str(path)) from None
-    return tuple(jobs)
+    names = tensor_names(job.plan for job in jobs)
+    return tuple(replace(job, silent=silent_filters(job.stage.recipe, names)) for job in jobs)
 
 
 def merge_file(path: Path, jobs: tuple[Job, ...], folder: Path, options: MergeOptions) -> None:

@@ -226,10 +226,24 @@ def _span(
         case [int() | float() as low, int() | float() as high] if _ordered(low, high):
             if log and low <= 0:
                 tell(f"{place}.range: a logarithmic range must start above 0")
+            _check_bounds(low, high, place, parameter, owners, tell)
             return Range(float(low), float(high), log and low > 0)
         case _:
             tell(f"{place}.range: expected [low, high] with low < high, or auto, got {stated!r}")
             return Range(0.0, 1.0)
+
+
+def _check_bounds(
+    low: float, high: float, place: str, parameter: str, owners: list[MergeMethod], tell: Tell
+) -> None:
+    for method in owners:
+        found = method.parameter(parameter)
+        bounds = found.bounds if found else None
+        if bounds and not bounds.least <= low <= high <= bounds.most:
+            tell(
+                f"{place}.range: '{parameter}' of '{method.name}' must be {bounds.words}, "
+                f"got [{low:g}, {high:g}]"
+            )
 
 
 def _start(start: Any, span: Range, place: str, tell: Tell) -> float | None:

@@ -75,7 +75,7 @@ def print_job(console: Console, job: Job, device: torch.device, *, verbose: bool
     console.print(f"{job.stage.name or 'result'}:", style="bold", highlight=False)
     for label, text in _facts(job, device):
         console.print(f"  {label:<16}{text}", highlight=False, markup=False, soft_wrap=True)
-    for warning in dict.fromkeys((*job.aligned.warnings, *job.plan.warnings)):
+    for warning in job.warnings:
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     if verbose:
         console.print(describe(job.plan), soft_wrap=True, highlight=False, markup=False)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from merge_core.combination import Selection, TaskVectors
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Default, PerParent, Range, merge_method
+from merge_core.registry import SHARE, Base, Default, PerParent, Range, merge_method
 from merge_core.task_vectors import task_vectors
 
 
@@ -15,8 +15,8 @@ def breadcrumbs(
     group: TensorGroup,
     *,
     weight: Annotated[PerParent, Range(0.0, 1.5)],
-    density: Annotated[PerParent, Range(0.05, 1.0), Default(1.0)],
-    gamma: Annotated[PerParent, Range(0.0, 0.1), Default(0.01)],
+    density: Annotated[PerParent, Range(0.05, 1.0), SHARE, Default(1.0)],
+    gamma: Annotated[PerParent, Range(0.0, 0.1), SHARE, Default(0.01)],
     normalize: bool = False,
     rescale: bool = False,
     lambda_: Annotated[float, Range(0.1, 2.0)] = 1.0,

@@ -2,19 +2,35 @@
 
 from typing import Annotated
 
-from merge_core.combination import Selection, TaskVectors
-from merge_core.errors import RecipeError
+from merge_core.combination import Nothing, Selection, TaskVectors
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Default, PerParent, Range, merge_method
+from merge_core.registry import SHARE, Base, Default, PerParent, Range, merge_method
 from merge_core.task_vectors import task_vectors
 
 
-@merge_method(title="DELLA", reference="https://arxiv.org/abs/2406.11617", base=Base.REQUIRED)
+def refusal(
+    models: tuple[str, ...], *, density: PerParent, epsilon: PerParent, **_: object
+) -> str | None:
+    """Why elements can't be kept with these probabilities: one lies outside 0 to 1."""
+    for model, middle, most in zip(models, density, epsilon, strict=True):
+        low, high = middle - abs(most), middle + abs(most)
+        if 0 < middle < 1 and not (low > 0 and high < 1):
+            return (
+                f"density {middle:g} and epsilon {most:g} of model '{model}' keep elements with "
+                f"probabilities from {low:g} to {high:g}, which must lie between 0 and 1; "
+                "change one, or set density: 1 to keep all"
+            )
+    return None
+
+
+@merge_method(
+    title="DELLA", reference="https://arxiv.org/abs/2406.11617", base=Base.REQUIRED, check=refusal
+)
 def della(
     group: TensorGroup,
     *,
     weight: Annotated[PerParent, Range(0.0, 1.5)],
-    density: Annotated[PerParent, Range(0.2, 0.8), Default(1.0)],
+    density: Annotated[PerParent, Range(0.2, 0.8), SHARE, Default(1.0)],
     epsilon: Annotated[PerParent, Range(0.01, 0.19), Default(0.15)],
     normalize: bool = True,
     rescale: bool = True,
@@ -33,15 +49,12 @@ def della(
     Args:
         group: The parents' tensors and their base.
         weight: Factor of each task vector, `(parents,)`; it also weighs its vote on the sign.
-        density: Mean probability that an element is kept, `(parents,)`; 1 keeps all.
+        density: Mean probability that an element is kept, `(parents,)`; 1 keeps all, 0 none.
         epsilon: How far probabilities go from `density`, either way, `(parents,)`.
         normalize: Divide each element by the weights of the parents that agree there.
         rescale: Restore the L1 norm that dropping took.
         lambda_: Factor of the merged task vector.
         int8_mask: Read for mergekit's sake; it changes mergekit's memory use and no value.
-
-    Raises:
-        RecipeError: If a probability isn't between 0 and 1.
     """
     return task_vectors(
         group,
@@ -62,11 +75,6 @@ def ranks(group: TensorGroup, density: PerParent, epsilon: PerParent) -> list[Se
 def _rank(group: TensorGroup, parent: int, density: float, epsilon: float) -> Selection:
     if density >= 1:
         return None
-    low, high = density - abs(epsilon), density + abs(epsilon)
-    if not (low > 0 and high < 1):
-        raise RecipeError(
-            f"tensor '{group.name}': density {density:g} and epsilon {epsilon:g} keep elements "
-            f"with probabilities from {low:g} to {high:g}, which must lie between 0 and 1; "
-            "change one, or set density: 1 to keep all"
-        )
+    if density <= 0:
+        return Nothing()
     return group.ranked(parent, density, epsilon)

@@ -4,19 +4,22 @@ from typing import Annotated
 
 from merge_core.combination import TaskVectors
 from merge_core.geometry import TensorGroup
-from merge_core.methods.della import ranks
-from merge_core.registry import Base, Default, PerParent, Range, merge_method
+from merge_core.methods.della import ranks, refusal
+from merge_core.registry import SHARE, Base, Default, PerParent, Range, merge_method
 from merge_core.task_vectors import task_vectors
 
 
 @merge_method(
-    title="DELLA linear", reference="https://arxiv.org/abs/2406.11617", base=Base.REQUIRED
+    title="DELLA linear",
+    reference="https://arxiv.org/abs/2406.11617",
+    base=Base.REQUIRED,
+    check=refusal,
 )
 def della_linear(
     group: TensorGroup,
     *,
     weight: Annotated[PerParent, Range(0.0, 1.5)],
-    density: Annotated[PerParent, Range(0.2, 0.8), Default(1.0)],
+    density: Annotated[PerParent, Range(0.2, 0.8), SHARE, Default(1.0)],
     epsilon: Annotated[PerParent, Range(0.01, 0.19), Default(0.15)],
     normalize: bool = False,
     rescale: bool = True,
@@ -30,15 +33,12 @@ def della_linear(
     Args:
         group: The parents' tensors and their base.
         weight: Factor of each task vector, `(parents,)`.
-        density: Mean probability that an element is kept, `(parents,)`; 1 keeps all.
+        density: Mean probability that an element is kept, `(parents,)`; 1 keeps all, 0 none.
         epsilon: How far probabilities go from `density`, either way, `(parents,)`.
         normalize: Divide by the sum of the weights.
         rescale: Restore the L1 norm that dropping took.
         lambda_: Factor of the merged task vector.
         int8_mask: Read for mergekit's sake; it changes mergekit's memory use and no value.
-
-    Raises:
-        RecipeError: If a probability isn't between 0 and 1.
     """
     return task_vectors(
         group,

@@ -6,7 +6,7 @@ import torch
 
 from merge_core.combination import Combination
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Range, merge_method
+from merge_core.registry import SHARE, Base, Range, merge_method
 from merge_core.subspace import Factors, added, average, decompose, is_matrix, whitened
 
 _STEPS = 20
@@ -16,7 +16,7 @@ _STEPS = 20
 def iso_cts(
     group: TensorGroup,
     *,
-    common_space_fraction: Annotated[float, Range(0.0, 1.0)] = 0.8,
+    common_space_fraction: Annotated[float, Range(0.0, 1.0), SHARE] = 0.8,
     lambda_: Annotated[float, Range(0.1, 2.0)] = 1.0,
 ) -> Combination:
     """Base + lambda * mean(sigma) U V^T of common and task-specific singular directions.

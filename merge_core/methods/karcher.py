@@ -6,7 +6,7 @@ import numpy as np
 
 from merge_core.combination import Linear
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Range, merge_method
+from merge_core.registry import Base, Bounds, Range, merge_method
 
 _ANTIPODE = 1e-12  # of 1 - d^2: an antipode has no direction to go
 
@@ -17,7 +17,7 @@ _ANTIPODE = 1e-12  # of 1 - d^2: an antipode has no direction to go
 def karcher(
     group: TensorGroup,
     *,
-    max_iter: Annotated[float, Range(1, 50)] = 10,
+    max_iter: Annotated[float, Range(1, 50), Bounds(0.0)] = 10,
     tol: Annotated[float, Range(1e-9, 1e-3, log=True)] = 1e-5,
 ) -> Linear:
     """Unit vector of least squared angles to all u_i = x_i / |x_i|, times the mean norm.

@@ -6,9 +6,8 @@ from typing import Annotated
 import torch
 
 from merge_core.combination import Elementwise
-from merge_core.errors import RecipeError
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Default, PerParent, Range, merge_method
+from merge_core.registry import Base, Bounds, Default, PerParent, Range, merge_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,10 @@ class MagnitudeAverage(Elementwise):
     base=Base.REQUIRED,
 )
 def magnitude_average(
-    group: TensorGroup,
+    group: TensorGroup,  # noqa: ARG001
     *,
-    weight: Annotated[PerParent, Range(0.0, 1.0), Default(1.0)],
-    exponent: Annotated[float, Range(0.0, 4.0)] = 1.0,
+    weight: Annotated[PerParent, Range(0.0, 1.0), Bounds(0.0), Default(1.0)],
+    exponent: Annotated[float, Range(0.0, 4.0), Bounds(0.0)] = 1.0,
     lambda_: Annotated[float, Range(0.1, 2.0)] = 1.0,
 ) -> MagnitudeAverage:
     """Base + lambda * sum_i w_i |T_i|^p T_i / sum_i w_i |T_i|^p, element by element.
@@ -68,16 +67,8 @@ def magnitude_average(
 
     Args:
         group: The parents' tensors and their base.
-        weight: Factor of each parent's vote, `(parents,)`, 0 or more.
+        weight: Factor of each parent's vote, `(parents,)`, 0 or more: others could cancel.
         exponent: p, 0 or more.
         lambda_: Factor of the merged task vector.
-
-    Raises:
-        RecipeError: If a weight or the exponent is negative: votes could cancel.
     """
-    if min(weight) < 0 or exponent < 0:
-        raise RecipeError(
-            f"tensor '{group.name}': magnitude_average takes weights and an exponent of 0 or more, "
-            f"not {list(weight)} and {exponent:g}"
-        )
     return MagnitudeAverage(tuple(weight), exponent, lambda_)

@@ -7,7 +7,7 @@ import torch
 
 from merge_core.combination import Elementwise
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Range, merge_method
+from merge_core.registry import Base, Bounds, Range, merge_method
 
 _NEAREST = 1e-6
 
@@ -38,7 +38,7 @@ class Nearswap(Elementwise):
 def nearswap(
     group: TensorGroup,  # noqa: ARG001
     *,
-    t: Annotated[float, Range(1e-5, 3e-3, log=True)],
+    t: Annotated[float, Range(1e-5, 3e-3, log=True), Bounds(0.0)],
 ) -> Nearswap:
     """Base + w (x - base), with w = clamp(t / max(|x - base|, 1e-6), 0, 1).
 
@@ -48,6 +48,6 @@ def nearswap(
 
     Args:
         group: The other model's tensor and the base.
-        t: The distance, in the unit of the weights; 0 and less give the base.
+        t: The distance, in the unit of the weights; 0 gives the base.
     """
     return Nearswap(t)

@@ -4,14 +4,14 @@ from typing import Annotated
 
 from merge_core.elementwise import UniqueAndShared
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Range, merge_method
+from merge_core.registry import Base, Bounds, Range, merge_method
 
 
 @merge_method(title="RAM", reference="https://arxiv.org/abs/2601.13572", base=Base.REQUIRED)
 def ram(
     group: TensorGroup,
     *,
-    epsilon: Annotated[float, Range(1e-6, 1e-3, log=True)] = 1e-5,
+    epsilon: Annotated[float, Range(1e-6, 1e-3, log=True), Bounds(0.0)] = 1e-5,
 ) -> UniqueAndShared:
     """Base + T_i where parent i alone moved, the mean of the moved T_i where several did.
 

@@ -6,7 +6,7 @@ import torch
 
 from merge_core.elementwise import UniqueAndShared, recent
 from merge_core.geometry import TensorGroup
-from merge_core.registry import Base, Range, merge_method
+from merge_core.registry import Base, Bounds, Range, merge_method
 
 
 @merge_method(
@@ -15,7 +15,7 @@ from merge_core.registry import Base, Range, merge_method
 def ramplus_tl(
     group: TensorGroup,
     *,
-    epsilon: Annotated[float, Range(1e-6, 1e-3, log=True)] = 1e-5,
+    epsilon: Annotated[float, Range(1e-6, 1e-3, log=True), Bounds(0.0)] = 1e-5,
     r: Annotated[float, Range(0.0, 1.0)] = 0.1,
     alpha: Annotated[float, Range(0.0, 1.0)] = 0.2,
 ) -> UniqueAndShared:
@@ -33,7 +33,8 @@ def ramplus_tl(
     """
     counts = recent(group, "ram", epsilon, lambda: _counts(group, epsilon))
     gains = tuple(
-        1.0 + r * min(max(shared / max(unique, epsilon), 0.0), alpha) for unique, shared in counts
+        1.0 + r * min(max(shared / max(unique, epsilon, 1), 0.0), alpha)
+        for unique, shared in counts
     )
     return UniqueAndShared(epsilon, gains)
 

@@ -11,7 +11,7 @@ from merge_core.elementwise import recent
 from merge_core.geometry import TensorGroup
 from merge_core.magnitudes import find_cut, measure
 from merge_core.masks import select
-from merge_core.registry import Base, Range, merge_method
+from merge_core.registry import SHARE, Base, Range, merge_method
 
 _FLOOR = 1e-6  # mergekit's, below which it gives up weighing and dividing
 
@@ -48,7 +48,7 @@ class Sce(Elementwise):
 def sce(
     group: TensorGroup,
     *,
-    select_topk: Annotated[float, Range(0.1, 1.0)] = 1.0,
+    select_topk: Annotated[float, Range(0.1, 1.0), SHARE] = 1.0,
     int8_mask: bool = False,  # noqa: ARG001
 ) -> Sce:
     """Keep the elements that differ most between parents, weigh by energy, drop minority signs.
@@ -64,7 +64,7 @@ def sce(
 
     Args:
         group: The parents' tensors and their base.
-        select_topk: Share of the elements that vary which is kept; 0 or less keeps none.
+        select_topk: Share of the elements that vary which is kept; 0 keeps none.
         int8_mask: Read for mergekit's sake; it changes mergekit's memory use and no value.
     """
     share = min(select_topk, 1.0)

@@ -7,7 +7,6 @@ from reference_merges import Memory, fast_merge
 
 from merge_core import geometry
 from merge_core.elementwise import order_statistics
-from merge_core.errors import RecipeError
 from merge_core.geometry import Geometry, TensorGroup, TensorRef
 from merge_core.registry import find_method
 
@@ -177,10 +176,10 @@ def test_magnitude_average_never_reads_a_parent_of_weight_zero():
     assert fast_merge("magnitude_average", parents, torch.ones(1), weight=0.0).tolist() == [1.0]
 
 
-def test_magnitude_average_refuses_negative_votes():
+def test_ramplus_of_nothing_moved_alone_needs_no_floor():
     parents = (torch.ones(1), torch.ones(1))
-    with pytest.raises(RecipeError, match=r"tensor 't': magnitude_average takes .* not \[-0.5"):
-        fast_merge("magnitude_average", parents, torch.zeros(1), weight=-0.5)
+    merged = fast_merge("ramplus_tl", parents, torch.zeros(1), epsilon=0.0)
+    assert merged.tolist() == [1.0]
 
 
 # What a search pays.

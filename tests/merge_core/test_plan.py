@@ -1,16 +1,18 @@
 """Recipe + parents → plan: which value each tensor gets, which inputs, and every refusal."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from headers import LAYER, OUTER, checkpoint, linear, ranged, values
 
 from merge_core.checkpoint import TensorSpec
-from merge_core.errors import RecipeError
+from merge_core.errors import NumbersError, RecipeError
 from merge_core.geometry import TensorRef
 from merge_core.plan import compile_plan, describe
 from merge_core.recipe import Setting, from_dict
+from merge_core.registry import find_method
 from merge_core.values import resolve
 
 ATTENTION = "layers.{}.attn.weight"
@@ -520,6 +522,135 @@ SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
 def test_recipes_that_do_not_fit(recipe, message):
     with pytest.raises(RecipeError, match=message):
         compiled(recipe)
+
+
+# Numbers: what depends on no tensor's content is refused here, not when the tensor's turn comes.
+
+
+def weighted(method, a, b, **more):
+    models = [{"model": "a", "parameters": a}, {"model": "b", "parameters": b}]
+    return {"merge_method": method, "models": models} | more
+
+
+IN_LAYER_3 = [{"filter": "layers.3", "value": -0.5}, {"value": 0.5}]
+HALF = {"weight": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            weighted("linear", {"weight": IN_LAYER_3}, HALF),
+            r"tensor 'layers.3.attn.weight': the weights \[-0.5, 0.5\] of a, b sum to 0 and can't "
+            "be normalised; change one or set normalize: false",
+        ),
+        (
+            weighted("linear", {"weight": [0.5, -0.5]}, HALF),
+            r"tensor 'layers.3.attn.weight': the weights \[-0.5, 0.5\]",
+        ),
+        (
+            weighted("multislerp", {"weight": -0.5}, HALF),
+            r"tensor 'embed_tokens.weight': the weights \[-0.5, 0.5\] of a, b sum to 0 .* set "
+            "normalize_weights: false",
+        ),
+        *(
+            (
+                weighted(
+                    method, HALF, HALF | {"density": 0.1, "epsilon": [0.01, 0.5]}, base_model="base"
+                ),
+                r"tensor 'layers.1.attn.weight': density 0.1 and epsilon 0.17\d+ of model 'b' keep "
+                r"elements with probabilities from -0.07\d+ to 0.27\d+, which must lie between 0",
+            )
+            for method in ("della", "della_linear")
+        ),
+        *(
+            (
+                weighted("della", HALF, HALF | {"density": density}, base_model="base"),
+                f"density {density} and epsilon 0.15 of model 'b' keep .* set density: 1 to keep",
+            )
+            for density in (0.1, 0.15, 0.85, 0.99)
+        ),
+        (
+            weighted("della", HALF, HALF | {"density": 0.9, "epsilon": -0.2}, base_model="base"),
+            "density 0.9 and epsilon -0.2 of model 'b' keep .* from 0.7 to 1.1, which must",
+        ),
+    ],
+)
+def test_numbers_that_a_method_cannot_merge_with(recipe, message):
+    with pytest.raises(NumbersError, match=message):
+        compiled(recipe)
+    parents = {name: checkpoint(name) for name in ("base", "a", "b")}
+    assert compile_plan(from_dict(recipe), parents, judge=False).depth == 4
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        weighted("linear", {"weight": -0.5}, HALF, parameters={"normalize": False}),
+        weighted("linear", {"weight": -0.5}, {"weight": 3.0}),
+        weighted("multislerp", {"weight": -1}, HALF, parameters={"normalize_weights": False}),
+        {"merge_method": "multislerp", "models": ["a"], "parameters": {"weight": 0}},
+        weighted("della", HALF | {"density": 0}, HALF | {"density": 1}, base_model="base"),
+        weighted("ties", {"weight": -1}, {"weight": 7}, base_model="base"),
+        SLERP | {"base_model": "base", "models": ["a"], "parameters": {"t": [-0.5, 1.5]}},
+        TIES | {"base_model": "base", "parameters": {"weight": 1, "density": [0, 1]}},
+    ],
+)
+def test_numbers_that_look_odd_and_can_be_merged(recipe):
+    assert compiled(recipe).depth == 4
+
+
+OUT_OF_BOUNDS = [
+    *(
+        (method, "density", value, "from 0 to 1")
+        for method in ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs")
+        for value in (1.07, -0.1)
+    ),
+    ("breadcrumbs_ties", "gamma", 1.5, "from 0 to 1"),
+    ("sce", "select_topk", -1, "from 0 to 1"),
+    ("nearswap", "t", -0.001, "0 or more"),
+    ("ram", "epsilon", -1, "0 or more"),
+    ("ramplus_tl", "epsilon", -1, "0 or more"),
+    ("karcher", "max_iter", -1, "0 or more"),
+    ("multislerp", "eps", -1, "0 or more"),
+    ("iso_cts", "common_space_fraction", 1.5, "from 0 to 1"),
+    ("magnitude_average", "weight", -0.5, "0 or more"),
+    ("magnitude_average", "exponent", -1, "0 or more"),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "value", "words"), OUT_OF_BOUNDS)
+def test_numbers_that_mean_nothing(method, name, value, words):
+    found = find_method(method)
+    needed = {"weight": 1} if (p := found.parameter("weight")) and p.required else {}
+    recipe = {"merge_method": method, "models": ["a"], "parameters": needed | {name: value}}
+    if found.base.needed:
+        recipe["base_model"] = "base"
+    whose = " of model 'a'" if found.parameter(name).per_parent else ""
+    message = f"tensor 'embed_tokens.weight': '{name}'{whose} must be {words}, got {value:g}$"
+    with pytest.raises(RecipeError, match=message):
+        compiled(recipe)
+
+
+def test_a_percentage_gets_its_share():
+    recipe = TIES | {"base_model": "base", "parameters": {"weight": 1, "density": 53}}
+    with pytest.raises(RecipeError, match=r"from 0 to 1, got 53; for 53 % write 0\.53$"):
+        compiled(recipe)
+
+
+def test_whole_numbers_and_others_are_not_mixed():
+    parents = {name: checkpoint(name) for name in "ab"}
+    spec = parents["b"].tensors["layers.2.attn.weight"]
+    parents["b"].tensors[spec.name] = replace(spec, dtype=torch.int8)
+    message = (
+        "tensor 'layers.2.attn.weight': parent 'b' holds int8 but 'a' holds float32; whole numbers,"
+        " such as quantised weights, can't be merged with others: dequantise 'b' first, or leave"
+    )
+    with pytest.raises(RecipeError, match=message):
+        compile_plan(from_dict(linear()), parents)
+    turned = linear() | {"models": ["b", "a"]}
+    with pytest.raises(RecipeError, match="dequantise 'b' first"):
+        compile_plan(from_dict(turned), parents)
 
 
 HEADLESS = {name: shape for name, shape in OUTER.items() if name != "lm_head.weight"}

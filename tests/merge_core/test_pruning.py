@@ -8,7 +8,6 @@ import torch
 from reference_merges import Memory, fast_merge
 
 from merge_core.backends import native_loops
-from merge_core.errors import RecipeError
 from merge_core.geometry import Geometry, TensorGroup, TensorRef
 from merge_core.masks import select
 
@@ -165,14 +164,6 @@ def test_della_depends_on_the_seed_alone(method):
     )
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-
-
-@pytest.mark.parametrize("method", DELLA)
-@pytest.mark.parametrize("density", [0.1, 0.15, 0.85, 0.99, 0.0, -1.0])
-def test_della_refuses_probabilities_that_are_none(method, density):
-    base, parents = case(1, (7,), torch.float32, False)
-    with pytest.raises(RecipeError, match=r"tensor 't': density .* and epsilon 0.15 .* density: 1"):
-        fast_merge(method, parents, base, weight=1.0, density=density)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_every_value_gives_a_recipe_that_can_be_merged(
     space = read_space(SHAPES[shape])
     values = draw_values(space, data)
     recipe = space.decode(values)
-    assert compile_plan(recipe, checkpoints).depth == 3
+    assert compile_plan(recipe, checkpoints, judge=False).depth == 3
     assert from_dict(to_dict(recipe)) == recipe
     assert set(values) == {d.name for d in space.active(values)}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny_models import write_family
 
@@ -53,6 +54,15 @@ def test_a_recipe_scores_as_the_model_that_it_writes(
     assert list(cards) == ["a", "recipe.yaml", "b", "written"]
     assert items(cards["recipe.yaml"]) == items(cards["written"])
     assert items(cards["recipe.yaml"]) != items(cards["a"])
+
+
+def test_a_recipes_warnings_are_kept(recipe: Path, options: CompareOptions, tmp_path: Path):
+    read = yaml.safe_load(recipe.read_text())
+    read["parameters"] = {"weight": [{"filter": "mpl", "value": 0.1}, {"value": 0.5}]}
+    (slip := tmp_path / "slip.yaml").write_text(yaml.safe_dump(read))
+    one, other = check_lineup([str(slip), str(recipe)], options).entrants
+    assert "filter 'mpl' is part of no tensor's name" in one.warnings[0]
+    assert other.warnings == ()
 
 
 def test_the_order_changes_nothing_and_no_file_is_written_to(

@@ -198,6 +198,30 @@ def test_warnings_are_printed(run: Run, models: Path, tmp_path: Path):
     assert "Warning: chat_template: chatml writes <|im_start|>, <|im_end|>" in out
 
 
+def test_filters_that_no_document_has_a_tensor_for_are_told(run: Run, models: Path, tmp_path: Path):
+    first, result = two_stages(models)
+    first["parameters"] = {"weight": [{"filter": "mpl", "value": 0.9}, {"value": 0.5}]}
+    result["parameters"] = {"weight": [{"filter": "mlp", "value": 0.9}, {"value": 0.5}]}
+    _, out, _ = run("merge", write(tmp_path, first, result), "--dry-run")
+    told = (
+        "Warning: parameters.weight: filter 'mpl' is part of no tensor's name: did you mean 'mlp'?"
+    )
+    assert told in out[: out.index("result:")]
+    assert out.count("is part of no tensor's name") == 1
+
+
+def test_numbers_are_refused_before_any_work(run: Run, models: Path, tmp_path: Path):
+    first, result = two_stages(models)
+    result["parameters"] = {"weight": [{"filter": "layers.1", "value": 0.0}, {"value": 0.5}]}
+    recipe = write(tmp_path, first, result)
+    for target in ("--dry-run", tmp_path / "out"):
+        code, _, err = run("merge", recipe, target)
+        assert code == 2
+        assert "tensor 'model.layers.1." in err
+        assert "sum to 0 and can't be normalised" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_differs_between_the_parents_is_printed_once(run: Run, models: Path, tmp_path: Path):
     shutil.copytree(models / "a", tmp_path / "other")
     config = json.loads((tmp_path / "other/config.json").read_text())

@@ -182,6 +182,18 @@ def test_roles_become_filters(checkpoints: dict[str, Checkpoint]):
     assert names[:4] == [f"a.weight[{r}]" for r in ("attention", "mlp", "norm", "embedding")]
 
 
+def test_a_range_lies_in_the_bounds_of_every_method_that_has_it():
+    recipe = arithmetic(0.5)
+    recipe["merge_method"] = {"choice": ["ties", "dare_ties"]}
+    recipe["models"][0]["parameters"]["density"] = {"range": [10, 90]}
+    found = mistakes_of(recipe)
+    assert found == [
+        f"recipe.models[0].parameters.density.range: 'density' of '{method}' must be from 0 to 1, "
+        "got [10, 90]"
+        for method in ("ties", "dare_ties")
+    ]
+
+
 SPANS: list[tuple[dict[str, Any], str]] = [
     ({"range": [0.5, 8], "integer": True}, ".range: expected whole numbers with integer: true"),
     ({"range": [1, 8], "integer": True, "start": 1.5}, ".start: expected a whole number"),
