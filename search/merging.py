@@ -24,8 +24,8 @@ from merge_core.vocabulary import align_vocabularies
 from search.config import read_documents
 from search.errors import StudyError
 from search.models import open_model
-from search.writing import RECIPE
 
+RECIPE = "recipe.yaml"
 _MARK = "stage.json"  # in a kept stage: what it was made of
 
 

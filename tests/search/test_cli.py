@@ -249,7 +249,6 @@ def test_merge_does_not_write_over_a_folder(run: Run, recipe: Path, tmp_path: Pa
     [
         ({"merge_method": "linnear"}, "'linnear' is unknown; did you mean 'linear'?"),
         ({"tokenizer_source": "base"}, "recipe.tokenizer.source: 'base' needs base_model"),
-        ({"name": "x"}, "exactly one document must have no 'name'"),
         ({"models": [{"model": "./nowhere"}]}, "'./nowhere': there is no such folder"),
         ({"parameters": {"wieght": 1}}, "no parameter 'wieght'; did you mean 'weight'?"),
         ({"parameters": {"weight": {"range": [0, 1]}}}, "unknown key 'range'"),
