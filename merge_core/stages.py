@@ -49,7 +49,7 @@ def read_stages(documents: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
     """
     names = [_name(document, at) for at, document in enumerate(documents)]
     if len(names) == 1:
-        names = [None]  # nobody else could call it by its name
+        names[0] = None  # nobody else could call it by its name
     if names.count(None) != 1:
         raise RecipeError(
             "exactly one document must have no 'name': it is the result; "

@@ -263,6 +263,11 @@ def test_a_mistake_in_a_recipe(run: Run, recipe: Path, change: dict[str, object]
     assert err.count("\n") == 1
 
 
+def test_a_quiet_export_prints_the_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("search.commands.export_study", lambda *_: None)
+    assert run("export", "study.yaml", "out", "-q") == (0, "out\n", "")
+
+
 def test_an_unknown_device_is_a_mistake(run: Run, recipe: Path, tmp_path: Path):
     assert run("merge", recipe, tmp_path / "out", "--device", "gpu")[0] == 2
 
