@@ -1,7 +1,7 @@
 """LoRA adapters (peft's format) as parents: W' = W + scale * B A, made when first asked for.
 
 LoRA: arXiv:2106.09685; its rank-stabilised scale: arXiv:2312.03732; DoRA: arXiv:2402.09353. All
-arithmetic is in float32 and is rounded once, to the dtype of W.
+arithmetic is in float32 (float64 if W is) and is rounded once, to the dtype of W.
 """
 
 import json
@@ -91,11 +91,12 @@ class LowRank:
         """W + scale * B A; with DoRA each output row then gets its trained length."""
         weight = reader.of(self.of, self.name)
         path = self.folder / WEIGHTS
-        up, down = (reader.stored(path, key).float() for key in (self.up, self.down))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        up, down = (reader.stored(path, key).to(wide) for key in (self.up, self.down))
         change = (up @ down).mul_(self.scale)
-        changed = (change.T if self.transposed else change) + weight.float()
+        changed = (change.T if self.transposed else change) + weight.to(wide)
         if self.magnitude is not None:
-            length = reader.stored(path, self.magnitude).float().reshape(-1)
+            length = reader.stored(path, self.magnitude).to(wide).reshape(-1)
             rows = changed.T if self.transposed else changed
             rows.mul_((length / rows.square().sum(dim=1).sqrt()).unsqueeze(1))
         return changed.to(weight.dtype).contiguous()

@@ -48,19 +48,23 @@ class AlignedRows:
     files: tuple[Path, ...]
 
     def build(self, reader: Reader) -> torch.Tensor:
-        """The aligned tensor. Rows with one giver are copied bit for bit; means are in float32."""
+        """The aligned tensor.
+
+        Rows with one giver are copied bit for bit; means are in float32, in float64 of float64.
+        """
+        wide = torch.promote_types(self.dtype, torch.float32)
         givers = torch.zeros(self.shape[0], dtype=torch.int64)
         for share in self.shares:
             givers[share.out] += 1
         out = torch.zeros(self.shape, dtype=self.dtype)
-        sums = torch.zeros((int((givers > 1).sum()), *self.shape[1:]))
+        sums = torch.zeros((int((givers > 1).sum()), *self.shape[1:]), dtype=wide)
         place = (givers > 1).cumsum(0) - 1  # of a shared row in `sums`
         for share in self.shares:
             source = reader.of(share.of, share.tensor)
             alone = givers[share.out] == 1
             out[share.out[alone]] = source[share.rows[alone]].to(self.dtype)
             many = ~alone
-            sums[place[share.out[many]]] += source[share.rows[many]].float()
+            sums[place[share.out[many]]] += source[share.rows[many]].to(wide)
         shared = givers > 1
         out[shared] = (sums.T / givers[shared]).T.to(self.dtype)
         return self._padded(out)
@@ -68,5 +72,6 @@ class AlignedRows:
     def _padded(self, out: torch.Tensor) -> torch.Tensor:
         if self.mean_rows.numel():
             real = self.shape[0] - self.mean_rows.numel()  # padding is zero until now
-            out[self.mean_rows] = (out.sum(0, dtype=torch.float32) / max(real, 1)).to(self.dtype)
+            total = out.sum(0, dtype=torch.promote_types(self.dtype, torch.float32))
+            out[self.mean_rows] = (total / max(real, 1)).to(self.dtype)
         return out

@@ -9,7 +9,7 @@ import torch
 from merge_core.errors import MergeError
 from merge_core.geometry import Geometry, TensorGroup
 from merge_core.kernel import Job, execute
-from merge_core.packs import UNSCALED, Loan, Pack, Packs
+from merge_core.packs import Loan, Pack, Packs
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, MergeStep
 from merge_core.registry import find_method
@@ -134,7 +134,7 @@ def apply_all(work: Sequence[tuple[MergePlan, Workbench]]) -> list[MergeStats]:
 
 def _lendable(step: MergeStep, bench: Workbench) -> torch.Tensor | None:
     """The parent's tensor that a slot may be itself where a step only passes it through."""
-    if step.method != "passthrough" or step.params != UNSCALED or step.rounding is not None:
+    if not step.copies or step.rounding is not None:
         return None
     slot = bench.slots[step.out]
     if not isinstance(slot, torch.nn.Parameter):
@@ -163,6 +163,9 @@ def run_steps(steps: Iterable[tuple[MergeStep, torch.Tensor]], geometry: Geometr
         if step.method is None:
             copies.append((out, _agreed(step, geometry)))
             continue
+        if step.copies and (tensor := _wide(step, geometry)) is not None:
+            copies.append((out, tensor))
+            continue
         jobs.append(_job(step, geometry, out))
         if step.scale != 1.0:
             scaled.append((out, step.scale))
@@ -190,6 +193,14 @@ def _job(step: MergeStep, geometry: Geometry, out: torch.Tensor) -> Job:
     )
     keywords = {"lambda_" if name == "lambda" else name: value for name, value in step.params}
     return Job(find_method(step.method).combine(group, **keywords), group, out)
+
+
+def _wide(step: MergeStep, geometry: Geometry) -> torch.Tensor | None:
+    """The one input of a copy if it is float64, which arithmetic in float32 would round."""
+    tensor = geometry.tensor(step.inputs[0])
+    if tensor.dtype != torch.float64:
+        return None
+    return tensor if step.rounding is None else tensor.to(step.rounding)
 
 
 def _agreed(step: MergeStep, geometry: Geometry) -> torch.Tensor:

@@ -151,11 +151,12 @@ def _tables(site: Site, part: Part, offset: int) -> list[Mapping[str, TensorSpec
         layer = layer_span(site, source, part.stack)[0] + offset
         tables.append(layer_tables(site.parents[source.model])[part.stack][layer])
         if tables[-1].keys() != tables[0].keys():
-            _refuse_names(part, source, tables[0], tables[-1])
+            _refuse_names(site, part, source, tables[0], tables[-1])
     return tables
 
 
 def _refuse_names(
+    site: Site,
     part: Part,
     source: Source,
     first: Mapping[str, TensorSpec],
@@ -166,6 +167,12 @@ def _refuse_names(
     if rest in other:
         has, lacks = lacks, has
     name = (other if rest in other else first)[rest].name
+    if any(rest in table for table in layer_tables(site.parents[lacks])[part.stack]):
+        raise RecipeError(
+            f"tensor '{name}': the layer of '{has}' in {part.where} has it and that of '{lacks}' "
+            "beside it does not, as the models have layers of several kinds; give a slice layers "
+            "of one kind"
+        )
     raise RecipeError(
         f"tensor '{name}': model '{has}' has it but '{lacks}' does not; models of one slice need "
         f"the same tensors: leave one out, or save '{lacks}' with it (a missing bias is zeros)"
@@ -231,9 +238,7 @@ def _dtypes(
 
 
 def _loses(dtype: torch.dtype, rounding: torch.dtype) -> bool:
-    """Whether rounding changes values: wider dtypes hold them all, and float64 goes by float32."""
-    if rounding is torch.float32:
-        return False
+    """Whether rounding changes values: wider dtypes hold them all."""
     return torch.promote_types(dtype, rounding) != rounding
 
 

@@ -543,7 +543,7 @@ def _close(form: _Form, recipe: Recipe) -> Recipe:
         modules=modules if recipe.modules else (),
         base=base,
         parameters=parameters,
-        dtype=None if recipe.dtype == "float32" else recipe.dtype,
+        dtype=None if recipe.dtype in ("float32", "float64") else recipe.dtype,
         out_dtype=recipe.out_dtype or recipe.dtype,
     )
 

@@ -19,6 +19,7 @@ from merge_core.naming import Layout, find_layout, role
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -197,7 +198,17 @@ def read_header(path: Path, where: str) -> dict[str, TensorSpec]:
     except CheckpointError:
         raise
     except Exception as error:  # safetensors raises a type of its own without a public name
+        if _is_pointer(path):
+            raise CheckpointError(
+                f"{where}: {path.name} is a Git LFS pointer and not the weights; fetch them with "
+                "'git lfs pull'"
+            ) from None
         raise CheckpointError(f"{where}: {path.name} is not readable: {error}") from None
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(len(_POINTER)) == _POINTER
 
 
 def _read_headers(folder: Path, where: str) -> dict[str, TensorSpec]:

@@ -11,6 +11,9 @@ _NOT_HERE = {
     "override_architecture": "leave it out; layers and roles are found from the tensors' names",
     "residual_weight": "leave it out; mergekit reads it and never uses it",
     "input_model_parameters": "write 'parameters' under each model instead",
+    "layer_range": "leave it out for all layers (mergekit reads past it here), or write slices: "
+    "[{sources: [{model: …, layer_range: […]}]}]",
+    "random_seed": "give it on the command line: outcross merge --seed; a study has search.seed",
 }
 
 

@@ -14,9 +14,6 @@ from merge_core.errors import MergeError
 from merge_core.geometry import Geometry, Packed
 from merge_core.plan import MergeStep
 
-UNSCALED = (("scale", (1.0,)),)
-"""The parameters of a passthrough that changes nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -63,7 +60,7 @@ class Packs:
             wanted = [asked[name] for name in pack.names if name in asked]
             if not wanted or all(self.done.get(step.out) == step for step in wanted):
                 continue
-            whole = len(wanted) == len(pack.names) and all(map(_passed, wanted))
+            whole = len(wanted) == len(pack.names) and all(step.copies for step in wanted)
             if not (whole and loan.ask(at, pack, wanted, geometry)):
                 self._take_back(at)
         return loan
@@ -140,10 +137,6 @@ class Loan:
         """Nothing was packed after all."""
         for key in self.new:
             geometry.packed.pop(key, None)
-
-
-def _passed(step: MergeStep) -> bool:
-    return step.method == "passthrough" and step.params == UNSCALED
 
 
 def _parts(

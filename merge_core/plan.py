@@ -16,10 +16,13 @@ from merge_core.blueprint import Blueprint, draw_blueprint
 from merge_core.checkpoint import Checkpoint
 from merge_core.errors import RecipeError
 from merge_core.geometry import TensorRef
-from merge_core.recipe import Module, Parameters, Recipe, Setting, Slice, nearest
+from merge_core.passed_over import passed_over
+from merge_core.recipe import Module, Parameters, Recipe, Slice, nearest
 from merge_core.registry import find_method
 from merge_core.slices import merge_inputs, method_of
 from merge_core.values import Params, Values, read_values
+
+_UNSCALED = (("scale", (1.0,)),)
 
 
 class MergeStep(NamedTuple):  # made and compared by the hundred for every candidate
@@ -51,6 +54,11 @@ class MergeStep(NamedTuple):  # made and compared by the hundred for every candi
     compat: bool = False
     scale: float = 1.0
 
+    @property
+    def copies(self) -> bool:
+        """Whether its one input is handed on and nothing is computed."""
+        return self.method == "passthrough" and self.params == _UNSCALED
+
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
@@ -62,7 +70,8 @@ class MergePlan:
             first parent.
         config: The output's `config.json`.
         depth: Number of output layers, of all stacks together.
-        warnings: What differs between the parents' configurations and shifts their function.
+        warnings: What differs between the parents' configurations and shifts their function, and
+            parameters that change nothing.
     """
 
     steps: tuple[MergeStep, ...]
@@ -97,12 +106,13 @@ def compile_plan(
     for model in recipe.models:
         if model not in parents:
             raise RecipeError(f"model '{model}' is not open; {nearest(model, parents)}")
-    _check_parameter_names(recipe)
+    notes = tuple(dict.fromkeys(_check_parameter_names(recipe)))
     _check_scales(recipe)
     opened = tuple((model, parents[model]) for model in recipe.models)
     blueprint = draw_blueprint(_without_values(recipe), opened)
     steps = tuple(_steps(blueprint, _values(recipe, blueprint, judge), seed, recipe.compat))
-    return MergePlan(steps, blueprint.donor, blueprint.config, blueprint.depth, blueprint.warnings)
+    warnings = (*blueprint.warnings, *notes)
+    return MergePlan(steps, blueprint.donor, blueprint.config, blueprint.depth, warnings)
 
 
 def _steps(
@@ -111,7 +121,7 @@ def _steps(
     for row in blueprint.rows:
         mine = values[row.part]
         params = mine.at(row.out, row.inputs, row.depth) if row.method else ()
-        yield MergeStep(
+        step = MergeStep(
             row.out,
             row.shape,
             row.dtype,
@@ -124,6 +134,18 @@ def _steps(
             compat,
             mine.factor(row.out) if row.method else 1.0,
         )
+        if step.dtype is torch.float64 and step.method and not step.copies:
+            _refuse_float64(step)
+        yield step
+
+
+def _refuse_float64(step: MergeStep) -> None:
+    """Numbers of float32 in a file that says float64 would look like what they aren't."""
+    raise RecipeError(
+        f"tensor '{step.out}' would be stored in float64, but '{step.method}' is computed in "
+        "float32; write 'out_dtype: float32', or float16 or bfloat16 (only a passthrough without a "
+        "scale keeps float64)"
+    )
 
 
 def _values(recipe: Recipe, blueprint: Blueprint, judge: bool) -> tuple[Values, ...]:
@@ -157,17 +179,18 @@ def _bare(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
     )
 
 
-# What mergekit-evolve writes into the best_config.yaml of every method, also where it says nothing.
-_EVOLVED = (("int8_mask", (Setting(None, True),)), ("normalize", (Setting(None, False),)))
+def _check_parameter_names(recipe: Recipe) -> Iterator[str]:
+    """Every parameter is one of the method that its slice has, or of any where all slices share.
 
-
-def _check_parameter_names(recipe: Recipe) -> None:
-    """Every parameter is one of the method that its slice has, or of any where all slices share."""
+    Yields:
+        What to say of others that change nothing.
+    """
     for where, parameters, words, in_source in scopes(recipe):
         methods = [find_method(word) for word in words]
-        for name, settings in parameters:
+        for name, _ in parameters:
             found = [parameter for m in methods if (parameter := m.parameter(name))]
-            if not found and where == "parameters" and (name, settings) in _EVOLVED:
+            if not found and (note := passed_over(name, words)) is not None:
+                yield from [note] if note else []
                 continue
             if not found:
                 known = dict.fromkeys(p.name for method in methods for p in method.parameters)

@@ -19,7 +19,7 @@ from merge_core.keys import nearest as nearest  # its old home
 from merge_core.token_sources import TokenizerBlock, read_tokenizer, tokenizer_dict
 
 Scalar = bool | int | float | str
-DTYPE_NAMES = ("float32", "float16", "bfloat16")
+DTYPE_NAMES = ("float32", "float16", "bfloat16", "float64")
 _NUMBERED = re.compile(r"(^|(?<!experts)\.)\d+(\.|$)")  # it is another one in a stage
 _RECIPE_KEYS = (
     "merge_method",
@@ -384,9 +384,10 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
 
 
 def _dtype(data: Mapping[str, Any], key: str) -> str | None:
-    value = _text(data, key, "recipe")
+    given = _text(data, key, "recipe")
+    value = None if given is None else given.removeprefix("torch.")
     if value is not None and value not in DTYPE_NAMES:
-        raise RecipeError(f"recipe.{key}: '{value}' is no dtype; known: {', '.join(DTYPE_NAMES)}")
+        raise RecipeError(f"recipe.{key}: '{given}' is no dtype; known: {', '.join(DTYPE_NAMES)}")
     return value
 
 

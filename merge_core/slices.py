@@ -160,7 +160,7 @@ def _check_count(method: MergeMethod, inputs: Inputs, where: str) -> None:
     if count < least or (most is not None and count > most):
         expected = f"exactly {least}" if least == most else f"at least {least}"
         raise RecipeError(
-            f"merge_method '{method.name}' takes {expected} models"
+            f"merge_method '{method.name}' takes {expected} model{'s' if least > 1 else ''}"
             f"{'' if method.base.apart else ', base_model included'}; "
             f"{where} has {count}: {', '.join(s.model for s in inputs.sources)}"
         )

@@ -1,7 +1,7 @@
 """Recipes of several documents: named ones are stages whose results others use as models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ class Stage:
         name: By which others call its result; None for the document that is the result.
         recipe: What it merges.
         needs: Names of the stages that it uses.
+        warnings: Of the result: what stands in the file and is not merged.
     """
 
     name: str | None
     recipe: Recipe
     needs: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -36,7 +38,7 @@ def read_stages(documents: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
     """Read all documents of a file.
 
     Args:
-        documents: In mergekit's dictionary form; `name` makes one a stage.
+        documents: In mergekit's dictionary form; `name` makes one of several a stage.
 
     Returns:
         Those that the result needs, each after what it needs; the result last.
@@ -46,11 +48,12 @@ def read_stages(documents: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
             each other, or any number of results but one.
     """
     names = [_name(document, at) for at, document in enumerate(documents)]
+    if len(names) == 1:
+        names[0] = None  # nobody else could call it by its name
     if names.count(None) != 1:
-        found = f"{names.count(None)} of {len(names)} documents have none"
         raise RecipeError(
-            f"exactly one document must have no 'name': it is the result; {found}"
-            + ("" if len(names) > 1 else "; leave 'name' out")
+            "exactly one document must have no 'name': it is the result; "
+            f"{names.count(None)} of {len(names)} documents have none"
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -60,6 +63,9 @@ def read_stages(documents: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
     }
     ordered: dict[str | None, Stage] = {}
     _visit(stages, None, (), ordered)
+    unused = (name for name in names if name not in ordered)
+    warnings = (f"document '{name}' is not merged: the result does not need it" for name in unused)
+    ordered[None] = replace(ordered[None], warnings=tuple(warnings))
     return tuple(ordered.values())
 
 

@@ -177,6 +177,8 @@ def _typed(parameter: Parameter, value: Scalar, name: str, model: str | None) ->
         return value
     expected = {bool: "true or false", float: "a number", str: "one of its words"}[parameter.kind]
     hint = f"; {nearest(str(value), parameter.choices)}" if parameter.choices else ""
+    if parameter.kind is float and isinstance(value, bool):
+        hint = f"; write {float(value):g}, which is what mergekit takes it for"
     raise RecipeError(
         f"tensor '{name}': '{parameter.name}' must be {expected}, got {value!r}{hint}"
     )

@@ -1,7 +1,6 @@
 """A study made ready: every check done, the parents open, the model resident, the items built."""
 
 import json
-import re
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -44,6 +43,7 @@ from merge_core.vocabulary import align_vocabularies
 from merge_core.writers import powers
 from search.baselines import baselines, parent_recipe
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
+from search.devices import find_device
 from search.errors import ScorerError, StudyError
 from search.functions import Scorer, load_scorer
 from search.genome import is_genome, read_genome
@@ -531,20 +531,6 @@ def _unprompted(config: StudyConfig, space: SearchSpace, aligned: Aligned) -> It
     recipe, models = space.everyone(), aligned.checkpoints
     if reason := no_template(wanted, recipe, aligned.files, models, repair):
         yield f"evaluation.apply_chat_template: {reason}"
-
-
-def find_device(word: str, mistakes: list[str]) -> torch.device:
-    """The device that a word means; adds what is wrong with it to `mistakes`."""
-    available = torch.cuda.is_available()
-    if word == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", word):
-        mistakes.append(f"device: '{word}' is unknown; give auto, cpu, cuda or cuda:1")
-    elif word.startswith("cuda") and int(word.partition(":")[2] or 0) >= torch.cuda.device_count():
-        mistakes.append(f"device: '{word}' is asked for, but this machine has no such device")
-    else:
-        return torch.device(word)
-    return torch.device("cpu")
 
 
 def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint]) -> torch.dtype:

@@ -1,10 +1,11 @@
 """The command `outcross`.
 
 Exit codes: 0 done, 1 an unexpected error, 2 a mistake in what was given, 3 nothing could be
-scored or there is nothing to compare yet, 130 interrupted.
+scored or there is nothing to compare yet, 130 interrupted (Ctrl-C or SIGTERM).
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,10 @@ Trial = Annotated[
     int | None,
     typer.Option(min=0, help="Another finalist than the winner.", show_default=False),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the final line, for scripts.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Only a tab-separated line for each result, for scripts."),
+]
 
 
 @app.command()
@@ -316,6 +320,8 @@ def export(
     from search.commands import export_study
 
     export_study(study, out, _console(quiet), trial)
+    if quiet:
+        print(out)
 
 
 @app.command()
@@ -334,7 +340,7 @@ def dashboard(
     another machine: ssh -L 8080:127.0.0.1:8080. Ctrl-C ends it. Needs outcross[dashboard].
     """
     _prepare(verbose)
-    from search.commands import show_dashboard
+    from search.dashboard import show_dashboard
 
     show_dashboard(study, port, lambda url: print(url) if quiet else _say(_serving(url), quiet))
 
@@ -373,14 +379,18 @@ def merge(
     written, and what was written is checked again before it gets its name.
     """
     _prepare(verbose)
-    from search.commands import merge_options, merge_recipe
+    from search.merge_command import merge_options, merge_recipe
 
     options = merge_options(seed, device, shard_size, keep_stages)
     merge_recipe(recipe, out, _console(quiet), options, dry_run=dry_run, verbose=verbose)
+    if quiet and not dry_run:
+        print(out)
 
 
 def main() -> None:
     """Run the command; every expected error is one message and an exit code."""
+    # As Ctrl-C: batch systems and containers end a program so, and drafts must not stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except KeyboardInterrupt:

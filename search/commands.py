@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from evals.flips import flips
 from evals.items import Role
 from evals.objective import objective
 from evals.scorecard import Scorecard
-from search.bench import Bench, CheckedStudy, build_bench, check_study, find_device
+from search.bench import Bench, CheckedStudy, build_bench, check_study
 from search.claim_tables import (
     chance_sentence,
     conclusion,
@@ -25,7 +25,6 @@ from search.claim_tables import (
     print_verdicts,
 )
 from search.config import RayConfig
-from search.dashboard import open_dashboard
 from search.errors import NothingFound, StudyError
 from search.evaluators import Evaluators, InProcess
 from search.finals import (
@@ -41,21 +40,19 @@ from search.finals import (
 from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
-from search.merging import MergeOptions, merge_file, plan_file
+from search.merging import RECIPE
 from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import announcement, print_outlook
-from search.placing import misplaced
 from search.progress import watch
 from search.ray_evaluators import on_ray
 from search.record import ended
 from search.searching import Budget, run_search
 from search.study import keep_protocol, open_study, stop_on_interrupt
-from search.tables import print_finalists, print_job
-from search.writing import RECIPE, export_winner
+from search.tables import print_finalists
+from search.writing import export_winner
 
 EXAMPLES = 3  # items fixed and broken that are shown
 _PARTS = (86400, 3600, 60, 1)  # seconds in a day, an hour, a minute, a second
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,20 +222,6 @@ def compare_models(
     return verdicts
 
 
-def show_dashboard(path: Path, port: int, tell: Callable[[str], None]) -> None:
-    """Serve Optuna's dashboard on a study until Ctrl-C.
-
-    Args:
-        path: The study file.
-        port: On 127.0.0.1; 0 takes a free one.
-        tell: Called with the address once it answers.
-    """
-    with open_dashboard(path, port) as server:
-        tell(server.url)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
-
-
 def export_study(path: Path, folder: Path, console: Console, trial: int | None = None) -> None:
     """Write the winner, or the finalist of a number, as a model folder."""
     checked = check_study(path)
@@ -248,47 +231,6 @@ def export_study(path: Path, folder: Path, console: Console, trial: int | None =
         found, members = stored_claim(study, best.number), front_of(study)
     export_winner(checked, best, found, folder, members)
     console.print(f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False)
-
-
-def merge_recipe(
-    path: Path,
-    folder: Path | None,
-    console: Console,
-    options: MergeOptions,
-    *,
-    dry_run: bool,
-    verbose: bool = False,
-) -> None:
-    """Merge a recipe file whose models are paths or hub ids.
-
-    Args:
-        path: A mergekit recipe, of one or several documents.
-        folder: Where to write; not needed for a dry run.
-        console: For messages.
-        options: How to merge.
-        dry_run: Only say what would be done.
-        verbose: Say it tensor by tensor.
-    """
-    jobs = plan_file(path, options.seed)
-    for job in jobs:
-        print_job(console, job, options.device, verbose=dry_run and verbose)
-        if warning := misplaced(job.plan, job.aligned.checkpoints):
-            _warn(console, [warning])
-    if dry_run:
-        return
-    if folder is None:
-        raise StudyError(["give the folder to write to, or --dry-run"], "outcross merge")
-    merge_file(path, jobs, folder, options)
-    console.print(f"Wrote {folder}.", highlight=False)
-
-
-def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) -> MergeOptions:
-    """The options of `outcross merge` as they are typed.
-
-    Raises:
-        StudyError: If a device or a size can't be read.
-    """
-    return MergeOptions(seed, _merge_device(device), _bytes(shard_size), stages)
 
 
 def run_options(
@@ -312,21 +254,6 @@ def _seconds(text: str) -> float:
     if not seconds:
         raise StudyError([f"--time: expected a time such as 2h, 90m or 1h30m, got '{text}'"], "run")
     return float(seconds)
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB|TB|B)?", text.strip(), re.IGNORECASE)
-    if found is None or not (count := float(found[1]) * _UNITS[(found[2] or "B").upper()]) >= 1:
-        raise StudyError([f"--shard-size: expected a size such as 5GB, got '{text}'"], "merge")
-    return int(count)
-
-
-def _merge_device(word: str) -> torch.device:
-    mistakes: list[str] = []
-    target = find_device(word, mistakes)
-    if mistakes:
-        raise StudyError(mistakes, "outcross merge")
-    return target
 
 
 def drop_results(folder: Path) -> None:

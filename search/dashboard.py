@@ -8,6 +8,7 @@ page on the web could otherwise read the study through the reader's browser (DNS
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -40,6 +41,20 @@ class Dashboard(ThreadingMixIn, WSGIServer):
     def url(self) -> str:
         """Where the study's page is."""
         return f"http://{HOST}:{self.server_port}{self.study_path}"
+
+
+def show_dashboard(path: Path, port: int, tell: Callable[[str], None]) -> None:
+    """Serve Optuna's dashboard on a study until Ctrl-C.
+
+    Args:
+        path: The study file.
+        port: On 127.0.0.1; 0 takes a free one.
+        tell: Called with the address once it answers.
+    """
+    with open_dashboard(path, port) as server:
+        tell(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def open_dashboard(path: Path, port: int = PORT) -> Dashboard:

@@ -32,7 +32,7 @@ from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.vocabulary import align_vocabularies
 from search.baselines import parent_recipe
-from search.bench import find_device
+from search.devices import find_device
 from search.errors import NothingFound, StudyError
 from search.merging import plan_file
 from search.models import open_model

@@ -21,12 +21,13 @@ from merge_core.keys import nearest
 from merge_core.parents import Parents
 from merge_core.plan import MergePlan, compile_plan
 from merge_core.stages import Stage, planned_checkpoint, read_stages
+from merge_core.token_sources import BASE, UNION
 from merge_core.vocabulary import align_vocabularies
 from search.config import read_documents
 from search.errors import StudyError
 from search.models import open_model
-from search.writing import RECIPE
 
+RECIPE = "recipe.yaml"
 _MARK = "stage.json"  # in a kept stage: what it was made of
 
 
@@ -49,7 +50,13 @@ class Job:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the merge, each once."""
-        return tuple(dict.fromkeys((*self.aligned.warnings, *self.plan.warnings, *self.silent)))
+        told = (
+            *self.stage.warnings,
+            *self.aligned.warnings,
+            *self.plan.warnings,
+            *self.silent,
+        )
+        return tuple(dict.fromkeys(told))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +128,24 @@ def merge_file(path: Path, jobs: tuple[Job, ...], folder: Path, options: MergeOp
 
 def _job(stage: Stage, known: dict[str, Checkpoint], seed: int) -> Job:
     """Plan one document; opens the models that are not known yet."""
+    block = stage.recipe.tokenizer
     for model in stage.recipe.references:
         if model not in known:
-            known[model] = _open(model, known)
+            words = (UNION, BASE) if block and model == block.source else ()
+            known[model] = _open(model, known, words)
     models = {model: known[model] for model in stage.recipe.references}
     aligned = align_vocabularies(stage.recipe, models)
     return Job(stage, aligned, compile_plan(stage.recipe, aligned.checkpoints, seed))
 
 
-def _open(model: str, known: Mapping[str, Checkpoint]) -> Checkpoint:
+def _open(model: str, known: Mapping[str, Checkpoint], words: tuple[str, ...]) -> Checkpoint:
+    """Open a model; `words` is what else may stand where its name was read."""
     try:
         return open_model(model, Path(), model)
     except CheckpointError as error:
         stages = [name for name, found in known.items() if found.companions is not None]
         hint = f"; of the documents {nearest(model, stages)}" if stages else ""
+        hint += f"; tokenizer.source: {nearest(model, words)}" if words else ""
         raise CheckpointError(f"{error}{hint}") from None
 
 

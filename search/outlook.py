@@ -23,9 +23,9 @@ from search.forking import last_of
 from search.idle import idle_warning
 from search.layouts import Layout
 from search.record import card_from_dict, readings_from_dict
+from search.sizes import size
 from search.space import Choice, Dimension, Real, Share, Whole, holes
 from search.storage import read_storage
-from search.writing import size
 
 DISCORDANCES = (0.05, 0.10, 0.20)
 _TWO_POINTS = 0.02

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 from evals.errors import EvaluationError
-from evals.places import rooted_form
 from merge_core.checkpoint import Checkpoint
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
@@ -46,6 +45,8 @@ def misplaced(plan: MergePlan, checkpoints: Mapping[str, Checkpoint]) -> str | N
     """
     if (told := _moved(plan, checkpoints)) is None:
         return None
+    from evals.places import rooted_form  # here: it takes seconds and few merges move layers
+
     forms = [(plan.depth, plan.config, "the output")]
     for name in dict.fromkeys(ref.parent for step in plan.steps for ref in step.inputs):
         forms.append((checkpoints[name].layout.depth, checkpoints[name].config, name))

@@ -12,7 +12,7 @@ from search.config import SearchConfig, StudyConfig
 from search.inspection import Inspection, overlap
 from search.outlook import reach
 from search.proposal import FEWEST, MOST, Change, Space
-from search.writing import size
+from search.sizes import size
 
 _NUMBER = ("float32", "float16", "bfloat16")
 

@@ -1,19 +1,14 @@
 """Results as tables for the terminal: numbers as they fall."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from merge_core.memory import memory
-from merge_core.plan import describe
 from search.finals import Finalist
 from search.goals import missed_text
-from search.merging import Job
-from search.writing import size
 
 
 def print_finalists(
@@ -67,32 +62,4 @@ def _print_front(
         f"The winner has the best weighted mean of its {len(members)} members; compare or export "
         "another with --trial.",
         highlight=False,
-    )
-
-
-def print_job(console: Console, job: Job, device: torch.device, *, verbose: bool) -> None:
-    """What merging one document reads, needs and writes; with `verbose` tensor by tensor."""
-    console.print(f"{job.stage.name or 'result'}:", style="bold", highlight=False)
-    for label, text in _facts(job, device):
-        console.print(f"  {label:<16}{text}", highlight=False, markup=False, soft_wrap=True)
-    for warning in job.warnings:
-        console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
-    if verbose:
-        console.print(describe(job.plan), soft_wrap=True, highlight=False, markup=False)
-
-
-def _facts(job: Job, device: torch.device) -> Iterator[tuple[str, str]]:
-    plan, models = job.plan, job.aligned.checkpoints
-    largest = max(plan.steps, key=lambda step: torch.Size(step.shape).numel())
-    used = [models[name] for name in job.stage.recipe.models]
-    need = memory(plan, models, device)
-    yield "method", job.stage.recipe.method
-    yield "models", ", ".join(f"{model.name} ({size(model.bytes)})" for model in used)
-    yield "output", f"{len(plan.steps)} tensors, {plan.depth} layers, {size(plan.bytes_out)}"
-    dtype = str(largest.dtype).removeprefix("torch.")
-    yield "largest tensor", f"{largest.out} {largest.shape} {dtype}"
-    yield (
-        "memory",
-        f"about {size(need.anonymous)} of its own on {device}, beside Python and torch; "
-        f"{size(need.mapped)} of model files are mapped and can be dropped at any time",
     )

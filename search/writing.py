@@ -12,10 +12,9 @@ from merge_core.staging import documents
 from search.bench import CheckedStudy
 from search.card import model_card
 from search.finals import Claim
+from search.merging import RECIPE
 from search.models import absolute
 from search.record import Record
-
-RECIPE = "recipe.yaml"
 
 
 def export_winner(
@@ -67,13 +66,3 @@ def places(checked: CheckedStudy) -> Mapping[str, str]:
     """Where each alias is found: hub ids as they stand, folders as absolute paths."""
     models = checked.config.models
     return {alias: absolute(reference, checked.folder) for alias, reference in models.items()}
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    value, units = float(count), ("B", "kB", "MB", "GB", "TB")
-    for unit in units:
-        if value < 1000 or unit == units[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError

@@ -19,14 +19,9 @@ from tiny_study import study_dict, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.bench import check_study
-from search.commands import (
-    compare_study,
-    export_study,
-    merge_options,
-    merge_recipe,
-    run_study,
-)
+from search.commands import compare_study, export_study, run_study
 from search.errors import NothingFound, ProtocolError, StudyError
+from search.merge_command import merge_options, merge_recipe
 from search.record import load, readings_from_dict
 from search.study import open_study
 

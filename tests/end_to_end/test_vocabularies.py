@@ -13,8 +13,9 @@ from tiny_tokens import trio, write_speaker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.bench import check_study
-from search.commands import compare_study, export_study, merge_options, merge_recipe, run_study
+from search.commands import compare_study, export_study, run_study
 from search.errors import ProtocolError, StudyError
+from search.merge_command import merge_options, merge_recipe
 
 MODULE = "model.layers.0.self_attn.q_proj"
 MODELS = {"base": "./models/base", "a": "./models/a+./lora", "b": {"path": "./models/b"}}

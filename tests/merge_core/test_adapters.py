@@ -52,6 +52,16 @@ def test_a_low_rank_change_is_the_formula(base, tmp_path):
         torch.testing.assert_close(mine[f"{module}.weight"].double(), expected, atol=1e-6, rtol=0)
 
 
+def test_a_float64_model_is_changed_in_float64(base, tmp_path):
+    wide = write_tiny(tmp_path / "wide", near=base, dtype=torch.float64)
+    parts = low_rank(base, [Q])
+    write_adapter(tmp_path / "lora", parts)
+    mine, theirs = adapted(wide, tmp_path / "lora")
+    a, b = (parts[f"{Q}.lora_{part}.weight"].double() for part in "AB")
+    expected = theirs[f"{Q}.weight"] + 8 / 4 * b @ a
+    torch.testing.assert_close(mine[f"{Q}.weight"], expected, atol=1e-14, rtol=0)
+
+
 def test_rank_stabilised_and_patterns(base, tmp_path):
     parts = low_rank(base, [Q], rank=2) | low_rank(base, [V, DOWN], rank=4)
     config = {"use_rslora": True, "rank_pattern": {"layers.0.self_attn.q_proj": 2}}

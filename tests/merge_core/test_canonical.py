@@ -387,8 +387,9 @@ def test_the_dtype_is_the_outputs():
         canonical(from_dict(plain | dtypes))
         for dtypes in (
             {"dtype": "float32", "out_dtype": "bfloat16"},
+            {"dtype": "float64", "out_dtype": "bfloat16"},
             {"out_dtype": "bfloat16"},
             {"dtype": "bfloat16"},
         )
     ]
-    assert forms[0] == forms[1] != forms[2]
+    assert forms[0] == forms[1] == forms[2] != forms[3]

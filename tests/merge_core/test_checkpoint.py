@@ -143,6 +143,12 @@ def test_damaged_header(tmp_path, content):
     refused(tmp_path, "model.safetensors is not readable: ")
 
 
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1000\n"
+    (toy(tmp_path) / SINGLE).write_text(text)
+    refused(tmp_path, "model.safetensors is a Git LFS pointer and not the weights; .*git lfs pull")
+
+
 def test_truncated_weights(tmp_path):
     path = toy(tmp_path) / SINGLE
     path.write_bytes(path.read_bytes()[:-3])

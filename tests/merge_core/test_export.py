@@ -54,6 +54,21 @@ def test_a_parent_written_out_answers_as_itself(family, name, tmp_path):
     assert mine.isfinite().all()
 
 
+@pytest.mark.parametrize("given", [{}, {"dtype": "float32"}, {"out_dtype": "bfloat16"}])
+def test_a_float64_model_passes_through_to_the_bit(family, tmp_path, given):
+    write_tiny(tmp_path / "a", near=family("llama") / "a", dtype=torch.float64)
+    wide = load_file(tmp_path / "a" / SINGLE)
+    wide["model.norm.weight"] += 1e-9  # no float32 holds that
+    save_file(wide, tmp_path / "a" / SINGLE, metadata={"format": "pt"})
+    parents = parents_of(tmp_path, ["a"])
+    recipe = {"merge_method": "passthrough", "models": ["a"]}
+    plan = written(recipe | given, parents, tmp_path / "o")
+    dtype = getattr(torch, next(iter(given.values()), "float64"))
+    expected = {name: tensor.to(dtype) for name, tensor in wide.items()}
+    assert_same(load_file(tmp_path / "o" / SINGLE), expected)
+    assert plan.config["dtype"] == str(dtype).removeprefix("torch.")
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("recipe", [HALF, TIES, DARE], ids=lambda r: r["merge_method"])
 @pytest.mark.parametrize("stored", [{}, {"out_dtype": "bfloat16"}], ids=["fp32", "bf16"])

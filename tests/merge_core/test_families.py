@@ -21,7 +21,7 @@ from tiny_families import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from merge_core.checkpoint import Checkpoint, open_checkpoint
-from merge_core.errors import CheckpointError
+from merge_core.errors import CheckpointError, RecipeError
 from merge_core.export import write_model
 from merge_core.parents import Parents
 from merge_core.plan import compile_plan
@@ -100,6 +100,17 @@ def test_each_stack_has_slices_of_its_own(model, tmp_path, family):
     stacks = {stack.name: stack.depth for stack in open_checkpoint(out, "out").layout.stacks}
     assert stacks == {"encoder": 4, "decoder": 3}
     family_logits(load_family(out, family))
+
+
+def test_layers_of_two_kinds_in_one_slice_are_called_so(model, tmp_path):
+    """T5's first layers alone hold the table of relative positions."""
+    parents = {name: open_checkpoint(model("t5"), name) for name in "ac"}
+    pair = [{"model": "a", "layer_range": [0, 1]}, {"model": "c", "layer_range": [1, 2]}]
+    cuts = {"slices": [{"sources": pair}]}
+    recipe = {"merge_method": "linear", "modules": {"encoder": cuts, "decoder": {"models": ["a"]}}}
+    message = r"bias.*': the layer of 'a' in modules.encoder.slices\[0\] has it and that of 'c' "
+    with pytest.raises(RecipeError, match=rf"{message}beside it does not, .* of several kinds;"):
+        merge(recipe | {"parameters": {"weight": 0.5}}, parents, tmp_path / "out")
 
 
 @pytest.mark.slow

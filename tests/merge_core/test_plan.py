@@ -184,12 +184,51 @@ def test_what_mergekit_evolve_writes_for_every_method_changes_nothing(method):
     assert params(normalize=False, int8_mask=True) == params()
 
 
-@pytest.mark.parametrize("more", [{"int8_mask": False}, {"normalize": True}])
-def test_what_nobody_writes_into_a_slerp_is_still_a_mistake(more):
-    models = ["base", "a"]
-    recipe = {"merge_method": "slerp", "base_model": "base", "models": models}
-    with pytest.raises(RecipeError, match=f"'slerp' has no parameter '{min(more)}'"):
-        compiled(recipe | {"parameters": {"t": 0.4} | more})
+def noted(method, said, *models, **of_each):
+    """The same plan with and without what is said of all and of each; what it tells."""
+    recipe = {"merge_method": method, "base_model": "base"}
+    needed = {"slerp": {"t": 0.4}, "linear": {"weight": 1}, "task_arithmetic": {"weight": 1}}
+    plain = recipe | {"models": list(models), "parameters": needed.get(method, {})}
+    more = [{"model": model, "parameters": of_each} for model in models]
+    plan = compiled(plain | {"models": more, "parameters": needed.get(method, {}) | said})
+    assert plan.steps == compiled(plain).steps
+    return plan.warnings
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("slerp", "normalize"),
+        ("model_stock", "normalize"),
+        ("karcher", "normalize"),
+        ("linear", "rescale"),
+        ("task_arithmetic", "rescale"),
+        ("slerp", "embed_slerp"),
+    ],
+)
+@pytest.mark.parametrize("value", [True, False])
+def test_what_mergekit_reads_past_is_read_past_with_a_note(method, name, value):
+    models = ("base", "a") if method == "slerp" else ("a", "b")
+    note = f"parameter '{name}' does nothing with merge_method '{method}' and is passed over"
+    assert noted(method, {name: value}, *models) == (note,)
+
+
+def test_a_density_of_task_arithmetic_is_told_once():
+    (note,) = noted("task_arithmetic", {}, "a", "b", density=0.3)
+    assert note.startswith("parameter 'density' does nothing with merge_method 'task_arithmetic', ")
+    assert noted("task_arithmetic", {"density": 0.3}, "a") == (note,)
+
+
+def test_a_mask_of_8_bits_needs_no_note():
+    assert noted("slerp", {"int8_mask": False}, "base", "a") == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [("slerp", {"weight": 1}), ("linear", {"density": 0.3})]
+)
+def test_what_would_have_meant_something_is_still_a_mistake(method, more):
+    with pytest.raises(RecipeError, match=f"'{method}' has no parameter '{min(more)}'"):
+        noted(method, more, "base", "a")
 
 
 def test_resolve_falls_through_to_none():
@@ -338,6 +377,9 @@ def test_the_same_recipe_compiles_to_the_same_plan():
         (("bfloat16", "float32"), {"dtype": "float32"}, "float32", None),
         (("bfloat16", "float16"), {"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
         (("float32",) * 2, {"dtype": "bfloat16", "out_dtype": "float32"}, "float32", "bfloat16"),
+        (("float64", "float64"), {"dtype": "torch.float32"}, "float32", "float32"),
+        (("float64", "bfloat16"), {"out_dtype": "float32"}, "float32", None),
+        (("float32",) * 2, {"dtype": "float64", "out_dtype": "float16"}, "float16", None),
     ],
 )
 def test_dtypes(dtypes, given, stored, rounding):
@@ -349,6 +391,21 @@ def test_dtypes(dtypes, given, stored, rounding):
     assert {step.dtype for step in plan.steps} == {getattr(torch, stored)}
     assert {step.rounding for step in plan.steps} == {rounding and getattr(torch, rounding)}
     assert plan.config["dtype"] == stored
+
+
+@pytest.mark.parametrize(
+    ("stored", "more"),
+    [("float64", {}), ("float32", {"dtype": "float64"}), ("float32", {"out_dtype": "float64"})],
+)
+def test_float64_is_kept_only_where_nothing_is_computed(stored, more):
+    parents = {name: checkpoint(name, dtype=getattr(torch, stored)) for name in "ab"}
+    one = {"merge_method": "passthrough", "models": ["a"]}
+    plan = compile_plan(from_dict(one | more), parents)
+    assert {step.dtype for step in plan.steps} == {torch.float64}
+    assert plan.config["dtype"] == "float64"
+    for recipe in (linear(), one | {"parameters": {"scale": 0.5}}):
+        with pytest.raises(RecipeError, match=r"stored in float64, .*'out_dtype: float32'"):
+            compile_plan(from_dict(recipe | more), parents)
 
 
 def test_rounding_to_what_all_inputs_are_is_no_rounding():
@@ -465,11 +522,11 @@ SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
         ),
         (
             TIES | {"base_model": "base", "models": ["base"]},
-            r"'ties' takes at least 1 models; slices\[0\] has 0: ",
+            r"'ties' takes at least 1 model; slices\[0\] has 0: ",
         ),
         (
             PASSTHROUGH | {"base_model": "base"},
-            r"'passthrough' takes exactly 1 models, base_model included; slices\[0\] has 2: a, b",
+            r"'passthrough' takes exactly 1 model, base_model included; slices\[0\] has 2: a, b",
         ),
         (
             TIES | {"base_model": "base", "models": ["a", "b", "a"]},
@@ -516,6 +573,10 @@ SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
         (
             TIES | {"base_model": "base", "parameters": {"weight": 1, "normalize": 0.5}},
             "'normalize' must be true or false, got 0.5",
+        ),
+        (
+            TIES | {"base_model": "base", "parameters": {"weight": True}},
+            "'weight' must be a number, got True; write 1, which is what mergekit takes it for",
         ),
     ],
 )

@@ -239,6 +239,11 @@ def test_the_fingerprint_takes_1_for_one():
     assert one.fingerprint == same.fingerprint
 
 
+def test_a_dtype_may_be_written_as_torch_does():
+    torch_names = {key: f"torch.{MODELS[key]}" for key in ("dtype", "out_dtype")}
+    assert from_dict(MODELS | torch_names) == from_dict(MODELS)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -333,6 +338,11 @@ def tokens(entry: object) -> dict:
             LINEAR | tokens({"source": {"kind": "model_token", "model": "a", "token_id": "1"}}),
             "source.token_id: expected a whole number, got '1'",
         ),
+        (LINEAR | {"dtype": "torch.int8"}, "recipe.dtype: 'torch.int8' is no dtype; known: "),
+        (
+            LINEAR | {"random_seed": 0},
+            "recipe: unknown key 'random_seed'; give it on the command line: outcross merge --seed",
+        ),
         (LINEAR | {"dtype": "float8"}, "recipe.dtype: 'float8' is no dtype; known: float32, fl"),
         (LINEAR | {"out_dtype": 16}, "recipe.out_dtype: expected a name, got 16"),
         (LINEAR | {"models": []}, "models: expected a list of models"),
@@ -344,7 +354,10 @@ def tokens(entry: object) -> dict:
             LINEAR | {"models": ["a", {"model": "b", "parametres": {}}]},
             r"models\[1\]: unknown key 'parametres'; did you mean 'parameters'",
         ),
-        (LINEAR | {"models": [SOURCE]}, r"models\[0\]: unknown key 'layer_range'; known: model"),
+        (
+            LINEAR | {"models": [SOURCE]},
+            r"models\[0\]: unknown key 'layer_range'; leave it out for all",
+        ),
         (
             LINEAR | {"parameters": [1]},
             r"parameters: expected a mapping of parameter names, got \[",

@@ -35,7 +35,14 @@ def test_stages_come_before_what_needs_them():
 
 def test_one_document_is_the_result():
     (stage,) = read_stages([document("a")])
-    assert (stage.name, stage.needs, stage.where) == (None, (), "")
+    assert (stage.name, stage.needs, stage.where, stage.warnings) == (None, (), "", ())
+    assert read_stages([document("a", name="x")]) == (stage,)
+
+
+def test_what_the_result_does_not_need_is_told():
+    spare, needed = document("one", name="two"), document("b", name="one")
+    *_, result = read_stages([document("one"), needed, spare])
+    assert result.warnings == ("document 'two' is not merged: the result does not need it",)
 
 
 def test_only_models_are_references():
@@ -60,8 +67,8 @@ def test_a_base_and_a_tokenizer_are_references():
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        ([document("a", name="x")], "exactly one document must have no 'name': it is the result; "
-         "0 of 1 documents have none; leave 'name' out"),
+        ([document("a", name="x"), document("b", name="y")],
+         "exactly one document must have no 'name': it is the result; 0 of 2 documents have none"),
         ([document("a"), document("b")], "2 of 2 documents have none"),
         ([document("x"), document("a", name="x"), document("b", name="x")],
          "two documents have the name 'x'; rename one"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_adapters import write_adapter
 from tiny_tokens import BASE_TOKENS, resize, speaker_of, trio, write_speaker
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -249,6 +249,19 @@ def test_padding_that_is_asked_for_is_the_mean_of_the_rest(models):
     for table in rows(models, recipe).values():
         assert len(table) == 128
         torch.testing.assert_close(table[104:], table[:104].mean(0).expand(24, -1))
+
+
+def test_means_of_float64_rows_are_in_float64(tmp_path):
+    for seed, name in enumerate(("a", "b", "base")):
+        write_speaker(tmp_path / name, [] if name == "base" else [END], seed=seed)
+        path = tmp_path / name / "model.safetensors"
+        wide = {key: tensor.double() + 1e-9 for key, tensor in load_file(path).items()}
+        save_file(wide, path, metadata={"format": "pt"})
+    stored = {"out_dtype": "float32", "tokenizer": {"source": "union", "pad_to_multiple_of": 64}}
+    base = rows(tmp_path, ARITHMETIC | stored)["base"]
+    mean = (row(tmp_path, "a", END) + row(tmp_path, "b", END)) / 2
+    torch.testing.assert_close(base[100], mean, atol=1e-16, rtol=0)
+    torch.testing.assert_close(base[101], base[:101].mean(0), atol=1e-16, rtol=0)
 
 
 # Files and configuration.

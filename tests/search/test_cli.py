@@ -249,7 +249,6 @@ def test_merge_does_not_write_over_a_folder(run: Run, recipe: Path, tmp_path: Pa
     [
         ({"merge_method": "linnear"}, "'linnear' is unknown; did you mean 'linear'?"),
         ({"tokenizer_source": "base"}, "recipe.tokenizer.source: 'base' needs base_model"),
-        ({"name": "x"}, "exactly one document must have no 'name'"),
         ({"models": [{"model": "./nowhere"}]}, "'./nowhere': there is no such folder"),
         ({"parameters": {"wieght": 1}}, "no parameter 'wieght'; did you mean 'weight'?"),
         ({"parameters": {"weight": {"range": [0, 1]}}}, "unknown key 'range'"),
@@ -262,6 +261,11 @@ def test_a_mistake_in_a_recipe(run: Run, recipe: Path, change: dict[str, object]
     assert err.startswith(f"outcross: {recipe}: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_quiet_export_prints_the_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("search.commands.export_study", lambda *_: None)
+    assert run("export", "study.yaml", "out", "-q") == (0, "out\n", "")
 
 
 def test_an_unknown_device_is_a_mistake(run: Run, recipe: Path, tmp_path: Path):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import write_family
 
 from evals.scorecard import Scorecard
-from search.commands import merge_options
 from search.errors import NothingFound, StudyError
 from search.lineup import CompareOptions, check_lineup, score_lineup
+from search.merge_command import merge_options
 from search.merging import merge_file, plan_file
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -232,8 +233,62 @@ def test_what_differs_between_the_parents_is_printed_once(run: Run, models: Path
     assert out.count("Warning: config.json: 'rms_norm_eps' of model ") == 1
 
 
+def test_a_misspelt_word_for_a_tokenizer(run: Run, models: Path, tmp_path: Path):
+    recipe = write(tmp_path, {"models": [str(models / "a")], "tokenizer_source": "unoin", **HALF})
+    code, _, err = run("merge", recipe, "--dry-run")
+    assert code == 2
+    assert "'unoin': there is no such folder" in err
+    assert "tokenizer.source: did you mean 'union'?" in err
+
+
 @pytest.mark.parametrize("text", ["- a\n", "a: 1\n--- \n- b\n", ""])
 def test_a_file_that_holds_no_recipe(run: Run, tmp_path: Path, text: str):
     (tmp_path / "recipe.yaml").write_text(text)
     code, _, err = run("merge", tmp_path / "recipe.yaml", "--dry-run")
     assert (code, "expected a mapping of keys at the top" in err) == (2, True)
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_a_terminated_merge_leaves_nothing(models: Path, tmp_path: Path, stages: bool):
+    alone = [{"models": [str(models / "a")], **HALF}]
+    recipe = write(tmp_path, *(two_stages(models) if stages else alone))
+    code = (
+        "import signal; from merge_core import export; from search import cli\n"
+        "export.verify = lambda *_: signal.raise_signal(signal.SIGTERM); cli.main()"
+    )
+    command = [sys.executable, "-c", code, "merge", recipe, tmp_path / "out"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (130, False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "recipe.yaml"]
+
+
+def test_quiet_prints_the_folder(run: Run, models: Path, tmp_path: Path):
+    recipe = write(tmp_path, *two_stages(models))
+    assert run("merge", recipe, "--dry-run", "-q") == (0, "", "")
+    assert run("merge", recipe, tmp_path / "out", "-q") == (0, f"{tmp_path / 'out'}\n", "")
+
+
+def test_a_document_that_nobody_needs_is_named(run: Run, models: Path, tmp_path: Path):
+    spare = {"name": "spare", "models": [str(models / "a")], **HALF}
+    recipe = write(tmp_path, *two_stages(models), spare)
+    code, out, _ = run("merge", recipe, tmp_path / "out")
+    assert (code, "spare:" in out) == (0, False)
+    assert "Warning: document 'spare' is not merged: the result does not need it\n" in out
+
+
+def test_one_document_may_have_a_name(run: Run, models: Path, tmp_path: Path):
+    recipe = write(tmp_path, {"name": "chat", "models": [str(models / "a")], **HALF})
+    code, out, _ = run("merge", recipe, tmp_path / "out")
+    assert (code, "Warning" in out) == (0, False)
+
+
+def test_a_merge_imports_nothing_that_evaluates(models: Path, tmp_path: Path):
+    recipe = write(tmp_path, *two_stages(models))
+    code = (
+        "import sys; from search import cli\n"
+        "try: cli.main()\n"
+        "finally: print({'lm_eval', 'datasets', 'optuna', 'evals.harness'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", code, "merge", recipe, tmp_path / "out", "-q"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{tmp_path / 'out'}\nset()\n"

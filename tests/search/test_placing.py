@@ -11,9 +11,9 @@ from rich.console import Console
 from tiny_families import write_family_model
 from tiny_models import tokenizer
 
-from search import placing
-from search.commands import merge_recipe
+from evals import places
 from search.lineup import CompareOptions, check_lineup, score_lineup
+from search.merge_command import merge_recipe
 from search.merging import MergeOptions, plan_file
 from search.placing import misplaced
 
@@ -43,7 +43,7 @@ def test_layers_are_tried_only_where_they_are_moved(
 ):
     parent = model(tmp_path / "m")
     assert told(recipe(tmp_path, parent, (0, 2), (1, 3))) is None
-    monkeypatch.setattr(placing, "rooted_form", lambda *_: "tried")
+    monkeypatch.setattr(places, "rooted_form", lambda *_: "tried")
     assert told(recipe(tmp_path, parent, (0, 2))) is None  # fewer, each where it was
     assert (told(recipe(tmp_path, parent, (0, 2), (1, 3))) or "").endswith(", and tried")
 

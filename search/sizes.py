@@ -1,0 +1,11 @@
+"""Bytes for people."""
+
+
+def size(count: int) -> str:
+    """Such as `4.2 MB`."""
+    value, units = float(count), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if value < 1000 or unit == units[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
