@@ -72,7 +72,7 @@ def _print_front(
 
 def print_job(console: Console, job: Job, device: torch.device, *, verbose: bool) -> None:
     """What merging one document reads, needs and writes; with `verbose` tensor by tensor."""
-    console.print(f"{job.stage.name or 'result'}:", style="bold", highlight=False)
+    console.print(f"{job.stage.name or 'result'}:", style="bold", highlight=False, markup=False)
     for label, text in _facts(job, device):
         console.print(f"  {label:<16}{text}", highlight=False, markup=False, soft_wrap=True)
     for warning in dict.fromkeys((*job.aligned.warnings, *job.plan.warnings)):
