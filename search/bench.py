@@ -304,7 +304,8 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
         with _tokenizer_folder(study, plan.donor) as folder:
             resident = build_resident(plan.config, folder, names, study.dtype, study.device)
         harness = Harness(resident, study.tasks, roles, settings)
-        harness.shares = _rungs(study.config, harness)
+        if Role.SEARCH in roles:
+            harness.shares = _foreseen_rungs(study) or affordable(harness)
         parents = Parents(study.checkpoints, study.device, study.scratch)
         packs = [Pack(*pack) for pack in resident.packs]
         bench = Bench(study, Workbench(parents, resident.slots, packs), harness)
@@ -353,18 +354,30 @@ def _check_places(bench: Bench) -> None:
         bench.plan(recipe, judge=False)
 
 
-def _rungs(config: StudyConfig, harness: Harness) -> tuple[float, ...]:
-    """After which shares of the search items a candidate may be stopped; all: it may not."""
-    wanted = config.search.racing
-    items = sum(len(one.items.get(Role.SEARCH, ())) for one in harness.benchmarks)
+def _foreseen_rungs(study: CheckedStudy) -> tuple[float, ...] | None:
+    """After which shares of the search items a candidate may be stopped; all: it may not.
+
+    None where that depends on how long the prompts are.
+    """
+    wanted = study.config.search.racing
+    items = sum(len(task.split.roles[Role.SEARCH]) for task in study.tasks)
     if wanted == "always":
         return Rule().rungs
-    return affordable(harness) if wanted and items >= _FEWEST_FOR_RACES else (1.0,)
+    return None if wanted and items >= _FEWEST_FOR_RACES else (1.0,)
 
 
 def protocol(bench: Bench) -> dict[str, Any]:
     """Everything that makes two trials comparable; a study is resumed only under the same."""
-    study, config = bench.study, bench.study.config
+    return {
+        **foreseen_protocol(bench.study),
+        "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
+        "rungs": list(bench.harness.shares),  # they decide the batches in which items are scored
+    }
+
+
+def foreseen_protocol(study: CheckedStudy) -> dict[str, Any]:
+    """What of a study's protocol is known without a model: no prompts, and rungs not always."""
+    config, rungs = study.config, _foreseen_rungs(study)
     clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     functions = {name: scorer.digest for name, scorer in study.scorers.items()}
     return {
@@ -374,13 +387,12 @@ def protocol(bench: Bench) -> dict[str, Any]:
         "objectives": [_stated(objective) for objective in config.objectives],
         **({"functions": functions} if functions else {}),
         **({"goal": config.search.goal} if config.search.goal != "mean" else {}),
-        "prompts": {b.name: b.digest for b in bench.harness.benchmarks},
         "contents": {task.name: task.digest for task in study.tasks},
         "items": config.items.model_dump(),
         **({"clusters": clusters} if clusters else {}),  # its roles are dealt by them
         "evaluation": config.evaluation.model_dump(exclude={"tasks"}),
         "seed": config.search.seed,
-        "rungs": list(bench.harness.shares),  # they decide the batches in which items are scored
+        **({} if rungs is None else {"rungs": list(rungs)}),
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }

@@ -50,7 +50,7 @@ def print_scores(
     table = _table(title)
     table.add_column("model")
     for score in next(iter(cards.values())).scores:
-        metric = score.metric.removesuffix(",none")
+        metric = escape(score.metric.removesuffix(",none"))
         table.add_column(f"{_stacked(score.task)}\n{metric}", justify="right", vertical="bottom")
     table.add_column("mean", justify="right", vertical="bottom")
     for name, card in cards.items():
@@ -64,7 +64,7 @@ def print_verdicts(console: Console, cards: Mapping[str, Scorecard], verdicts: V
     """Every comparison on the mean of all benchmarks, then by benchmark."""
     unit = _Unit(in_points(cards.values()))
     candidates = {c.candidate for c in verdicts.overall}
-    alone = f" of {next(iter(candidates))}" if len(candidates) == 1 else ""
+    alone = f" of {escape(next(iter(candidates)))}" if len(candidates) == 1 else ""
     table = _table(f"Paired gain{alone} in {unit.name}")
     if not alone:
         table.add_column("model")

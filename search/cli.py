@@ -333,11 +333,11 @@ def dashboard(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Open Optuna's dashboard on a study, on this machine only, also while it runs.
+    r"""Open Optuna's dashboard on a study, on this machine only, also while it runs.
 
     It is for reading: Optuna's dashboard could delete and rename studies, change trials and write
     notes without asking who you are; here what its buttons for that ask for is refused. From
-    another machine: ssh -L 8080:127.0.0.1:8080. Ctrl-C ends it. Needs outcross[dashboard].
+    another machine: ssh -L 8080:127.0.0.1:8080. Ctrl-C ends it. Needs outcross\[dashboard].
     """
     _prepare(verbose)
     from search.dashboard import show_dashboard

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from optuna import Study
+from optuna.trial import TrialState
 from rich.console import Console
 
 from evals.compare import MARGIN, Verdicts, compare
@@ -45,9 +47,15 @@ from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import announcement, print_outlook
 from search.progress import watch
 from search.ray_evaluators import on_ray
-from search.record import ended
+from search.record import ended, finished, load
 from search.searching import Budget, run_search
-from search.study import keep_protocol, open_study, stop_on_interrupt
+from search.study import (
+    foresee_protocol,
+    keep_protocol,
+    open_study,
+    read_study,
+    stop_on_interrupt,
+)
 from search.tables import print_finalists
 from search.writing import export_winner
 
@@ -105,6 +113,7 @@ def run_study(
             run_search(study, bench, evaluators, watcher, stop, Budget(trials, options.seconds))
             if stop.asked:
                 return None
+            _require_scores(study, trials)
             finalists = select_winner(study, bench, evaluators)
     if not quiet:
         goals = bench.goals
@@ -137,9 +146,16 @@ def write_new_study(models: Sequence[str], options: NewOptions, console: Console
 
 
 def check_file(path: Path, console: Console) -> CheckedStudy:
-    """Check a study and tell what it will do and what its items can show."""
+    """Check a study and tell what it will do and what its items can show.
+
+    Raises:
+        StudyError: If `run` would refuse the study, or what is stored of it.
+    """
     checked = check_study(path)
+    known = read_study(checked)
     print_outlook(console, checked)
+    if known is not None:
+        foresee_protocol(known, checked)
     return checked
 
 
@@ -230,7 +246,9 @@ def export_study(path: Path, folder: Path, console: Console, trial: int | None =
         best = chosen(study, trial)
         found, members = stored_claim(study, best.number), front_of(study)
     export_winner(checked, best, found, folder, members)
-    console.print(f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False)
+    console.print(
+        f"Wrote trial {best.number} to {folder}, with {RECIPE}.", highlight=False, markup=False
+    )
 
 
 def run_options(
@@ -271,6 +289,19 @@ def _announce(checked: CheckedStudy, console: Console) -> None:
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for warning in warnings:
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _require_scores(study: Study, trials: int) -> None:
+    if finished(study):
+        return
+    if (count := ended(study)) < trials:
+        raise NothingFound(
+            "the time was over before a first candidate was scored; the same command goes on "
+            "where it stopped"
+        )
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    reason = load(failed[-1]).failure
+    raise NothingFound(f"none of {count} trials could be scored; the last one: {reason}")
 
 
 def _require_storage(checked: CheckedStudy) -> None:

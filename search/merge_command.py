@@ -45,7 +45,7 @@ def merge_recipe(
     if folder is None:
         raise StudyError(["give the folder to write to, or --dry-run"], "outcross merge")
     merge_file(path, jobs, folder, options)
-    console.print(f"Wrote {folder}.", highlight=False)
+    console.print(f"Wrote {folder}.", highlight=False, markup=False)
 
 
 def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) -> MergeOptions:
@@ -59,7 +59,7 @@ def merge_options(seed: int, device: str, shard_size: str, stages: Path | None) 
 
 def _print_job(console: Console, job: Job, device: torch.device, *, verbose: bool) -> None:
     """What merging one document reads, needs and writes; with `verbose` tensor by tensor."""
-    console.print(f"{job.stage.name or 'result'}:", style="bold", highlight=False)
+    console.print(f"{job.stage.name or 'result'}:", style="bold", highlight=False, markup=False)
     for label, text in _facts(job, device):
         console.print(f"  {label:<16}{text}", highlight=False, markup=False, soft_wrap=True)
     for warning in dict.fromkeys(_warnings(job)):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from optuna import Study, load_study
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -18,14 +17,13 @@ from evals.tasks import OpenTask
 from search.baselines import baselines, parents
 from search.bench import CheckedStudy, deepest
 from search.config import ObjectiveConfig
-from search.errors import NothingFound, StudyError
-from search.forking import last_of
+from search.errors import StudyError
 from search.idle import idle_warning
 from search.layouts import Layout
 from search.record import card_from_dict, readings_from_dict
 from search.sizes import size
 from search.space import Choice, Dimension, Real, Share, Whole, holes
-from search.storage import read_storage
+from search.study import read_study
 
 DISCORDANCES = (0.05, 0.10, 0.20)
 _TWO_POINTS = 0.02
@@ -78,19 +76,12 @@ def reach(checked: CheckedStudy) -> tuple[Reach, ...]:
     return (replace(_reach(checked, mean, found.shares), measured=found.pair),)
 
 
-def _stored(checked: CheckedStudy) -> Study | None:
-    """The study as far as it has been run, to be read only; None if it can't be."""
-    name = checked.config.name
-    try:
-        storage = read_storage(checked.storage, checked.folder, name)
-        return last_of(load_study(study_name=name, storage=storage))
-    except (NothingFound, StudyError):
-        return None
-
-
 def discordance(checked: CheckedStudy) -> Discordance | None:
     """What the stored scores of parents and plain merges tell; None where there are none."""
-    study = _stored(checked)
+    try:
+        study = read_study(checked)
+    except StudyError:
+        study = None
     if study is None:
         return None
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
@@ -250,7 +241,7 @@ def _print_items(console: Console, checked: CheckedStudy) -> None:
         counts = [len(task.split.roles[role]) for role in Role]
         table.add_row(
             escape(task.name),
-            task.metric.removesuffix(",none"),
+            escape(task.metric.removesuffix(",none")),
             f"{task.weight:g}",
             *(f"{count:,}" for count in counts),
             f"{len(task.places) - sum(counts):,}",

@@ -48,6 +48,19 @@ def patient(
     return type("PatientStorage", (BaseStorage,), methods)()
 
 
+def insist(call: Callable[[], Any], place: str) -> Any:
+    """Call until it works, for as long as a storage is waited for.
+
+    Args:
+        call: What may be called again if it failed.
+        place: What the storage is called in messages.
+
+    Raises:
+        StudyError: If the storage stays away.
+    """
+    return _Waiting(place, lambda: None, _PATIENCE).attempt(call)
+
+
 def _forwarding(storage: BaseStorage, name: str, waiting: "_Waiting") -> Callable[..., Any]:
     method = getattr(storage, name)
 
@@ -105,13 +118,13 @@ class _Waiting:
 
     def _tell(self, reason: str) -> None:
         minutes = self._patience / 60
-        text = f"storage {self._place}: {reason}; trying again for up to {minutes:g} minutes"
+        text = f"storage: {self._place}: {reason}; trying again for up to {minutes:g} minutes"
         print(text, file=sys.stderr, flush=True)
 
     def _given_up(self, reason: str) -> StudyError:
         return StudyError(
             [
-                f"storage {self._place}: {reason}; everything that was finished before is kept: "
+                f"storage: {self._place}: {reason}; everything that was finished before is kept: "
                 "start the same command again when it is back"
             ]
         )

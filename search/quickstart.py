@@ -50,7 +50,7 @@ def run_quickstart(
     out = folder / "winner"
     shutil.rmtree(out, ignore_errors=True)
     export_study(study, out, console)
-    console.print(_next_steps(folder), highlight=False)
+    console.print(_next_steps(folder), highlight=False, markup=False)
     if quiet:
         print(f"winner\t{found.trial}\t{found.path.holdout:.6f}")
     return found

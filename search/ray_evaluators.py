@@ -7,6 +7,7 @@ Nothing here speaks a network.
 """
 
 import os
+import socket
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +16,20 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from evals.answering import Practice
 from evals.harness import Harness
 from evals.items import Role
 from search.bench import Bench, Reference, build_bench, check_study
 from search.config import RayConfig
-from search.errors import StudyError
+from search.errors import StudyError, first_line
 from search.evaluators import Begin, Evaluators, Job, score_job
 from search.splitting import join, split
 from search.trial import Outcome
 
 _RETRIES = 2  # a job that kills its actor is tried this often again
+_ANSWER = 5.0  # seconds; Ray itself waits for minutes, and Ctrl-C doesn't end that
 _ROLES = (Role.SEARCH, Role.SELECT)
 
 
@@ -51,6 +54,8 @@ def on_ray(path: Path, config: RayConfig, device: str, harness: Harness) -> Gene
 
 @contextmanager
 def _cluster(config: RayConfig, path: Path) -> Generator[Any]:
+    if reason := _unreachable(config.address or ""):
+        raise StudyError([reason], str(path))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU actors may see GPUs
     ray: Any = import_module("ray")  # takes a second, and has no types worth the name
     local = {} if config.address else {"num_cpus": config.workers * config.cpus}
@@ -70,6 +75,22 @@ def _cluster(config: RayConfig, path: Path) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _unreachable(address: str) -> str | None:
+    """Why nobody answers there; None if somebody does, or the address is none of the network's."""
+    plain = address.removeprefix("ray://")
+    try:
+        place = urlsplit(f"//{plain}")
+        if place.hostname is None or place.port is None:
+            return None
+        socket.create_connection((place.hostname, place.port), _ANSWER).close()
+    except (OSError, ValueError) as error:
+        return (
+            f"ray.address: nobody answers at {plain} ({first_line(error)}); start Ray there, or "
+            "give the address of a cluster that runs"
+        )
+    return None
 
 
 @dataclass(slots=True)

@@ -1,14 +1,14 @@
 """Where a study lives: an embedded journal in a folder of its own, or a database.
 
 A journal is four to seven times faster than SQLite here. Its two weaknesses are dealt with at
-opening: a line that a power cut or a full disk tore is dropped, and a lock that a killed process
+opening: a line that a power cut or a full disk tore is mended, and a lock that a killed process
 left is not waited for, because the folder itself is held by a lock that dies with its process.
 """
 
 import contextlib
 import json
 import os
-import shutil
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,17 +17,21 @@ from typing import Any
 
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import create_engine, inspect, make_url
+from sqlalchemy import URL, create_engine, inspect, make_url
 
 from search.databases import Database
 from search.errors import NothingFound, StudyError, first_line
 from search.holding import HeldStudy, held_file
-from search.patience import patient
+from search.mending import mend, torn_lines
+from search.obstacles import obstacle
+from search.patience import insist, patient
 
-JOURNAL = "journal.log"
+JOURNAL, LOCK = "journal.log", "lock"
 _HARMLESS = ("check_trial_is_updatable", "remove_session")  # beside what begins with get_
 
 _SYNC = 1.0  # seconds
+_ANSWER = "10"  # seconds for a database that is only looked at
+_DRIVERS = ("psycopg", "psycopg2", "pymysql", "mysqldb")  # that can be told so
 
 
 @contextmanager
@@ -40,17 +44,26 @@ def open_storage(location: str, folder: Path, study: str) -> Generator[BaseStora
         study: The study's name; of a database with many studies only this one is held.
 
     Raises:
-        StudyError: If another process holds it, or the database can't be reached.
+        StudyError: If another process holds it, it can't be there, its journal is damaged, or the
+            database can't be reached.
     """
-    if "://" in location:
-        with _database(location, study) as storage:
-            yield storage
-        return
-    home = folder / location
-    home.mkdir(parents=True, exist_ok=True)
-    with held_file(home / "lock", str(home)):
-        repair(home / JOURNAL)
-        yield patient(JournalStorage(_Journal(home / JOURNAL)), str(home))
+    opened = _database(location, study) if "://" in location else _folder(folder / location)
+    with opened as storage:
+        yield storage
+
+
+def foresee(location: str, folder: Path) -> None:
+    """Refuse a folder that can't be a study's, as far as that shows without making anything.
+
+    Args:
+        location: As in `open_storage`; of a database nothing is foreseen.
+        folder: What a relative folder is relative to.
+
+    Raises:
+        StudyError: If opening it would be refused.
+    """
+    if "://" not in location and (reason := _in_the_way(home := folder / location)):
+        raise _unusable(str(home), reason)
 
 
 def read_storage(location: str, folder: Path, study: str) -> BaseStorage:
@@ -65,42 +78,13 @@ def read_storage(location: str, folder: Path, study: str) -> BaseStorage:
         study: The study's name, for errors.
 
     Raises:
-        NothingFound: If no such study has been run yet.
-        StudyError: If the database can't be reached.
+        NothingFound: If no such study has been run yet, or a crash left what a run mends first.
+        StudyError: If the database can't be reached, or the journal is damaged.
     """
     inner = (_read_database if "://" in location else _read_folder)(location, folder, study)
     if study not in {found.study_name for found in inner.get_all_studies()}:
         raise _not_run(study)
     return _read_only(inner)
-
-
-def repair(journal: Path) -> int:
-    """Drop what is not a whole record from a journal; the original is kept as `.torn`.
-
-    Returns:
-        How many lines were not whole.
-    """
-    if not journal.exists():
-        return 0
-    lines = journal.read_bytes().splitlines(keepends=True)
-    whole = [_record(line) for line in lines]
-    if damaged := sum(record != line for record, line in zip(whole, lines, strict=True)):
-        shutil.copyfile(journal, journal.with_suffix(".torn"))
-        draft = journal.with_suffix(".draft")
-        draft.write_bytes(b"".join(whole))
-        os.replace(draft, journal)
-    return damaged
-
-
-def _record(line: bytes) -> bytes:
-    """The whole record in a line: itself, or what was glued behind a torn one, or nothing."""
-    at = line.rfind(b'{"op_code"')
-    for piece in (line, line[at:] if at > 0 else b""):
-        if piece.endswith(b"\n"):
-            with contextlib.suppress(ValueError):
-                json.loads(piece)
-                return piece
-    return b""
 
 
 class _Journal(JournalFileBackend):
@@ -132,6 +116,43 @@ class _Journal(JournalFileBackend):
 
 
 @contextmanager
+def _folder(home: Path) -> Generator[BaseStorage]:
+    place, journal = str(home), home / JOURNAL
+
+    def opened() -> BaseStorage:
+        if told := mend(journal):
+            print(f"Warning: {told}", file=sys.stderr, flush=True)
+        return JournalStorage(_Journal(journal))
+
+    def insisting(call: Callable[[], Any]) -> Any:
+        return _insist(place, call, lambda: _in_the_way(home))
+
+    with contextlib.ExitStack() as held:
+        insisting(lambda: home.mkdir(parents=True, exist_ok=True))
+        insisting(lambda: held.enter_context(held_file(home / LOCK, place)))
+        yield patient(insisting(opened), place)
+
+
+def _insist(
+    place: str, call: Callable[[], Any], why: Callable[[], str | None] = lambda: None
+) -> Any:
+    """Wait for a disk that is full; what doesn't pass is a mistake in the study."""
+    try:
+        return insist(call, place)
+    except OSError as error:
+        raise _unusable(place, why() or first_line(error)) from None
+
+
+def _in_the_way(home: Path) -> str | None:
+    return obstacle(home, (JOURNAL, LOCK))
+
+
+def _unusable(place: str, reason: str) -> StudyError:
+    text = f"storage: {place} can't be used: {reason}; give another place, or put this one right"
+    return StudyError([text])
+
+
+@contextmanager
 def _database(url: str, study: str) -> Generator[BaseStorage]:
     place = url.split("@")[-1]  # the part before may hold a password
     try:
@@ -143,7 +164,8 @@ def _database(url: str, study: str) -> Generator[BaseStorage]:
         recover: Callable[[], None] = lambda: None  # noqa: E731
         if address.get_backend_name() == "sqlite" and address.database:
             lock = Path(f"{address.database}.{study}.lock")
-            held.enter_context(held_file(lock, f"study '{study}'"))
+            what = f"study '{study}'"
+            _insist(place, lambda: held.enter_context(held_file(lock, what)))
         else:
             lock = HeldStudy(inner.engine, study)
             held.callback(lock.release)
@@ -156,24 +178,40 @@ def _read_folder(location: str, folder: Path, study: str) -> BaseStorage:
     journal = folder / location / JOURNAL
     if not journal.is_file():
         raise _not_run(study)
-    return JournalStorage(_Journal(journal))
+    try:
+        torn_lines(journal)  # refuses what no crash leaves; a torn end alone is just not read
+        return JournalStorage(_Journal(journal))
+    except json.JSONDecodeError:
+        raise NothingFound(f"{journal} was torn by a crash; outcross run mends it first") from None
+    except OSError as error:
+        raise _unusable(str(journal.parent), first_line(error)) from None
 
 
 def _read_database(url: str, _: Path, study: str) -> BaseStorage:
     place = url.split("@")[-1]  # the part before may hold a password
     try:
-        address = make_url(url)
+        address = _impatient(make_url(url))
         file = address.database if address.get_backend_name() == "sqlite" else None
+        engine = create_engine(address)
         made = not file or Path(file).is_file()  # opening it would make it
         if made:
-            engine = create_engine(url)
             made = inspect(engine).has_table("studies")
             engine.dispose()
         if made:
-            return get_storage(Database(url, skip_table_creation=True))
+            text = address.render_as_string(hide_password=False)
+            return get_storage(Database(text, skip_table_creation=True))
     except Exception as error:  # drivers and servers fail in types of their own
         raise StudyError([f"storage: {place} can't be opened: {first_line(error)}"]) from None
+    if file and not file.startswith("file:") and not Path(file).parent.is_dir():
+        raise _unusable(place, f"{Path(file).parent} is no folder")
     raise _not_run(study)
+
+
+def _impatient(address: URL) -> URL:
+    """The same database, for whose answer nobody waits for minutes."""
+    if address.get_driver_name() not in _DRIVERS or "connect_timeout" in address.query:
+        return address
+    return address.update_query_dict({"connect_timeout": _ANSWER})
 
 
 def _not_run(study: str) -> NothingFound:

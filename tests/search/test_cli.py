@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def test_every_command_has_help(command: str):
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
     assert f"outcross {command}" in text
     assert "--verbose" in text
+
+
+def test_help_shows_what_is_in_brackets():
+    shown = CliRunner().invoke(cli.app, ["dashboard", "--help"], env={"COLUMNS": "120"})
+    assert "Needs outcross[dashboard]." in re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
 
 
 def test_help_lists_every_command_and_where_to_start():
@@ -118,6 +124,136 @@ def test_check_lists_mistakes(run: Run, study_folder: Path):
     code, out, err = run("check", path)
     assert (code, out) == (2, "")
     assert "objectives[0]: task 'tiny_choice': its documents have no field 'passage'" in err
+
+
+@pytest.fixture(scope="module")
+def ran(study_folder: Path) -> Path:
+    """A study that has been run, in a folder of its own; its file is to be copied, not changed."""
+    from rich.console import Console
+
+    from search.commands import run_study
+
+    search = {"sampler": "random", "trials": 2, "finalists": 1}
+    path = write(study_folder / "ran.yaml", name="ran", storage="ran", search=search)
+    run_study(path, Console(file=StringIO()))
+    return path
+
+
+def changed(ran: Path, name: str, **changes: object) -> Path:
+    """A copy of a study file with other keys, over the same storage."""
+    data = yaml.safe_load(ran.read_text())
+    path = ran.with_name(f"{name}.yaml")
+    path.write_text(yaml.safe_dump({**data, **changes}))
+    return path
+
+
+def differences(text: str) -> list[str]:
+    """The lines that say what differs; how many there are is left out."""
+    return [line for line in text.splitlines() if " mistakes" not in line]
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_check_finds_no_mistake_in_a_study_that_can_go_on(run: Run, ran: Path):
+    before = held(ran.parent / "ran")
+    search = {"sampler": "tpe", "trials": 9}
+    objectives = [{**one, "weight": 7.0} for one in study_dict()["objectives"]]
+    for path in (ran, changed(ran, "more", search=search, objectives=objectives)):
+        code, out, err = run("check", path)
+        assert (code, err) == (0, "")
+        assert "No mistake found" in out
+    assert held(ran.parent / "ran") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": {"search": 16, "select": 8, "holdout": 16, "seed": 5}},
+        {"search": {"sampler": "random", "trials": 2, "racing": "always"}},
+        {
+            "search": {"sampler": "random", "trials": 2, "goal": "pareto"},
+            "objectives": [{"task": "tiny_choice"}, {"task": "tiny_exact", "metric": "acc"}],
+        },
+        {"dtype": "bfloat16"},
+    ],
+    ids=["items", "rungs", "goal", "dtype"],
+)
+def test_check_refuses_other_conditions_as_run_does(run: Run, ran: Path, change: dict[str, object]):
+    before = held(ran.parent / "ran")
+    path = changed(ran, "other", **change)
+    code, out, err = run("check", path)
+    assert code == 2
+    assert "No mistake found" not in out
+    assert held(ran.parent / "ran") == before
+    refused, _, told = run("run", path)
+    assert refused == 2
+    assert "was made under other conditions" in err
+    assert differences(err) == [line for line in differences(told) if "- prompts." not in line]
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("foo://me:secret@x", "storage: x can't be opened: Can't load plugin"),
+        ("study.yaml/runs", "study.yaml is no folder; give another place, or put this one right"),
+        (
+            "postgresql+psycopg://me:secret@127.0.0.1:1/db",
+            "storage: 127.0.0.1:1/db can't be opened",
+        ),
+    ],
+    ids=["unknown", "folder", "unreachable"],
+)
+def test_check_refuses_a_storage_that_cannot_be(
+    run: Run, study_folder: Path, place: str, told: str
+):
+    before = sorted(study_folder.iterdir())
+    path = write(study_folder / "placed.yaml", name="placed", storage=place)
+    codes = []
+    for command in ("check", "run"):
+        code, out, err = run(command, path)
+        assert told in err
+        assert "secret" not in err
+        assert "No mistake found" not in out
+        codes.append(code)
+    assert codes == [2, 2]
+    assert sorted(study_folder.iterdir()) == sorted({*before, path})
+
+
+def test_time_that_is_over_before_a_first_score_is_said_so(
+    run: Run, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from search.searching import _Search
+
+    path = write(study_folder / "late.yaml", name="late", storage="late")
+    with monkeypatch.context() as patch:
+        patch.setattr(_Search, "halted", True)
+        code, _, err = run("run", path, "--time", "1s", "-q")
+    told = "the time was over before a first candidate was scored; the same command goes on"
+    assert code == 3
+    assert err.splitlines()[-1] == f"outcross: {told} where it stopped"
+    assert run("run", path, "--trials", "1", "-q")[0] == 0
+
+
+def test_a_run_of_which_no_trial_can_be_scored_says_why(
+    run: Run, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import search.evaluators
+    from search.trial import Outcome
+
+    usual = search.evaluators.score_job
+
+    def failing(job, bench):
+        return Outcome(None, "NaN", 0.0) if bench.norms else usual(job, bench)
+
+    path = write(study_folder / "failing.yaml", name="failing", storage="failing")
+    monkeypatch.setattr(search.evaluators, "score_job", failing)
+    monkeypatch.setattr("search.searching.known_names", lambda _: {})  # these need no scoring
+    code, _, err = run("run", path, "--trials", "2", "-q")
+    assert code == 3
+    last = err.splitlines()[-1]
+    assert last == "outcross: none of 2 trials could be scored; the last one: NaN"
 
 
 def lined_up(study_folder: Path) -> tuple[object, ...]:

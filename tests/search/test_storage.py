@@ -1,7 +1,8 @@
 """A study's storage after everything that can happen to a file."""
 
 import errno
-import json
+import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,11 +17,8 @@ from optuna.storages import JournalStorage
 from optuna.trial import TrialState, create_trial
 
 from search.databases import Database
-from search.errors import StudyError
-from search.storage import JOURNAL, open_storage, repair
-
-RECORD = json.dumps({"op_code": 0, "worker_id": "w", "study_name": "s"}).encode() + b"\n"
-OTHER = json.dumps({"op_code": 4, "worker_id": "w", "study_id": 0}).encode() + b"\n"
+from search.errors import NothingFound, StudyError
+from search.storage import JOURNAL, foresee, open_storage, read_storage
 
 
 def add_trials(location: str, folder: Path, count: int) -> list[float]:
@@ -50,7 +48,9 @@ def test_sqlite_keeps_its_trials(tmp_path: Path):
     assert add_trials(url, tmp_path, 1) == [0, 1, 2]
 
 
-def test_a_torn_last_line_costs_no_finished_trial(tmp_path: Path):
+def test_a_torn_last_line_costs_no_finished_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     add_trials("run", tmp_path, 2)
     journal = tmp_path / "run" / JOURNAL
     with journal.open("ab") as handle:
@@ -58,42 +58,136 @@ def test_a_torn_last_line_costs_no_finished_trial(tmp_path: Path):
     torn = journal.read_bytes()
     assert add_trials("run", tmp_path, 1) == [0, 1, 2]
     assert journal.with_suffix(".torn").read_bytes() == torn
+    line = torn.count(b"\n") + 1
+    told = f"{journal}: line {line} was torn by a crash and mended; as it was it is journal.torn"
+    assert capsys.readouterr().err == f"Warning: storage: {told}\n"
+    assert add_trials("run", tmp_path, 0) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("damaged", "whole"),
-    [
-        (RECORD + OTHER, RECORD + OTHER),
-        (RECORD + OTHER[:-20], RECORD),
-        (RECORD + OTHER[:-20] + OTHER, RECORD + OTHER),
-        (RECORD + OTHER[:5] + RECORD + OTHER, RECORD + RECORD + OTHER),
-        (RECORD + b"\0" * 100 + b"\n" + OTHER, RECORD + OTHER),
-        (RECORD + b"\xff\xfe\n" + OTHER, RECORD + OTHER),
-        (OTHER[:-20], b""),
-        (b"", b""),
-    ],
-    ids=["whole", "torn", "glued", "glued in the middle", "zeros", "bytes", "only torn", "empty"],
-)
-def test_repair_keeps_every_whole_record(tmp_path: Path, damaged: bytes, whole: bytes):
-    journal = tmp_path / JOURNAL
-    journal.write_bytes(damaged)
-    repair(journal)
-    assert journal.read_bytes() == whole
-    assert journal.with_suffix(".torn").exists() == (damaged != whole)
-    assert repair(journal) == 0
+def without_a_trial(journal: Path, line: bytes) -> bytes:
+    """Put a line in the place of the one that begins the second trial."""
+    lines = journal.read_bytes().splitlines(keepends=True)
+    second = [at for at, text in enumerate(lines) if b'"op_code":4' in text][1]
+    lines[second] = line
+    journal.write_bytes(b"".join(lines))
+    return journal.read_bytes()
 
 
-def test_repair_counts_what_it_dropped(tmp_path: Path):
-    journal = tmp_path / JOURNAL
-    assert repair(journal) == 0
-    journal.write_bytes(RECORD + b"xx\n" + OTHER[:9])
-    assert repair(journal) == 2
+@pytest.mark.parametrize("line", [b"garbage\n", b'{"garbage": 1}\n'])
+def test_a_journal_that_was_damaged_is_refused_and_left_as_it_is(tmp_path: Path, line: bytes):
+    add_trials("run", tmp_path, 3)
+    damaged = without_a_trial(tmp_path / "run" / JOURNAL, line)
+    for opening in (add_trials, lambda *_: read_storage("run", tmp_path, "s")):
+        with pytest.raises(StudyError, match="restore the file from a copy"):
+            opening("run", tmp_path, 1)
+    assert (tmp_path / "run" / JOURNAL).read_bytes() == damaged
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [JOURNAL, "lock"]
 
 
-def test_repair_counts_a_glued_piece(tmp_path: Path):
-    journal = tmp_path / JOURNAL
-    journal.write_bytes(OTHER[:9] + RECORD)
-    assert repair(journal) == 1
+def test_a_glued_line_is_left_to_a_run_by_who_only_reads(tmp_path: Path):
+    add_trials("run", tmp_path, 2)
+    journal = tmp_path / "run" / JOURNAL
+    whole = journal.read_bytes()
+    at = whole.rindex(b'{"op_code"', 0, whole.rindex(b'{"op_code"'))
+    journal.write_bytes(whole[:at] + b'{"op_code":9,"wor' + whole[at:])
+    with pytest.raises(NothingFound, match="was torn by a crash; outcross run mends it first"):
+        read_storage("run", tmp_path, "s")
+    assert add_trials("run", tmp_path, 0) == [0, 1]
+    assert len(read_storage("run", tmp_path, "s").get_all_trials(0)) == 2
+
+
+def impossible(folder: Path) -> dict[str, str]:
+    """Places where no study's folder can be, and what is said of each."""
+    (folder / "file").touch()
+    (folder / "folders" / JOURNAL).mkdir(parents=True)
+    (folder / "lonely").symlink_to(folder / "nowhere")
+    return {
+        "file": f"{folder}/file is no folder",
+        "file/below": f"{folder}/file is no folder",
+        "lonely/below": f"{folder}/lonely is no folder",
+        "folders": f"{folder}/folders/{JOURNAL} is a folder where a file belongs",
+        "/proc/x": "the kernel keeps no files of others there",
+    }
+
+
+def test_a_folder_that_cannot_be_is_refused_and_that_is_foreseen(tmp_path: Path):
+    for place, reason in impossible(tmp_path).items():
+        expected = f"storage: {tmp_path / place} can't be used: {reason}; give another place, or "
+        for opening in (lambda at: foresee(at, tmp_path), lambda at: add_trials(at, tmp_path, 1)):
+            with pytest.raises(StudyError) as error:
+                opening(place)
+            assert str(error.value) == expected + "put this one right"
+
+
+def test_a_folder_that_may_be_made_is_not_made_to_find_out(tmp_path: Path):
+    foresee("runs/x", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    add_trials("runs/x", tmp_path, 1)
+    foresee("runs/x", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or path != tmp_path)
+    with pytest.raises(StudyError, match=f"{tmp_path} can't be written to; give another place"):
+        foresee("runs/x", tmp_path)
+
+
+def full(times: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let a step of opening fail as on a full disk, this often."""
+    import search.storage
+
+    usual, failures = getattr(search.storage, name), []
+
+    def failing(*args: Any) -> Any:
+        if len(failures) < times:
+            failures.append(args)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return usual(*args)
+
+    monkeypatch.setattr(search.storage, name, failing)
+
+
+@pytest.mark.parametrize("step", ["held_file", "mend", "_Journal"])
+def test_a_disk_that_is_full_at_opening_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
+):
+    full(1, monkeypatch, step)
+    assert add_trials("run", tmp_path, 1) == [0]
+    told = f"storage: {tmp_path}/run: [Errno 28] No space left on device; trying again for up to"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_disk_that_stays_full_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("search.patience._PATIENCE", 0.1)
+    full(100, monkeypatch, "mend")
+    with pytest.raises(StudyError, match=r"^storage: .*No space left on device; everything that"):
+        add_trials("run", tmp_path, 1)
+
+
+def test_a_lock_beside_a_sqlite_file_is_waited_for_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    full(1, monkeypatch, "held_file")
+    assert add_trials(f"sqlite:///{tmp_path}/s.db", tmp_path, 1) == [0]
+    assert "No space left on device; trying again" in capsys.readouterr().err
+
+
+def test_a_sqlite_file_whose_folder_is_not_there_is_refused_by_who_only_reads(tmp_path: Path):
+    with pytest.raises(StudyError, match=f"storage: .* can't be used: {tmp_path}/no is no folder"):
+        read_storage(f"sqlite:///{tmp_path}/no/s.db", tmp_path, "s")
+    with pytest.raises(NothingFound):
+        read_storage(f"sqlite:///{tmp_path}/s.db", tmp_path, "s")
+
+
+def test_who_only_reads_waits_seconds_for_a_server(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        port = silent.getsockname()[1]
+        url = f"postgresql+psycopg://me:secret@127.0.0.1:{port}/db?connect_timeout=2"
+        start = time.monotonic()
+        with pytest.raises(StudyError, match=f"storage: 127.0.0.1:{port}/db.* can't be opened: "):
+            read_storage(url, tmp_path, "s")
+        assert time.monotonic() - start < 30
 
 
 def test_stale_lock_files_are_not_waited_for(tmp_path: Path):
