@@ -15,7 +15,10 @@ LONG = "x" * 100
     [
         ({"a": 1}, {"a": 1}, []),
         ({"a": None}, {}, []),
-        ({"a": 1}, {"a": 2}, ["a: was 1, is 2"]),
+        ({"a": [1, {"b": None}], "c": "x"}, {"c": "x", "a": [1, {"b": None}]}, []),
+        ({"a": [1, 2]}, {"a": (1, 2)}, []),  # as JSON they are the same
+        ({"a": 1, "b": 2}, {"a": 2, "b": 3}, ["a: was 1, is 2", "b: was 2, is 3"]),
+        ({"a": {"b": 1}}, {"a": 3}, ['a: was {"b": 1}, is 3']),
         ({}, {"goal": "pareto"}, ['goal: was not given, is "pareto"']),
         ({"b": {"c": 1}}, {"b": {}}, ["b.c: was 1, is not given"]),
         ({"rungs": [0.5, 1.0]}, {"rungs": [1.0]}, ["rungs: was [0.5, 1.0], is [1.0]"]),
