@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from optuna import Study, load_study
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -17,14 +16,13 @@ from evals.power import independent_items, items_to_show, multiple, smallest_gai
 from evals.tasks import OpenTask
 from search.baselines import baselines, parents
 from search.bench import CheckedStudy, deepest
+from search.chain import stored_study
 from search.config import ObjectiveConfig
-from search.errors import NothingFound, StudyError
-from search.forking import last_of
 from search.idle import idle_warning
 from search.layouts import Layout
-from search.record import card_from_dict, readings_from_dict
+from search.record import card_from_dict, readings_from_dict, samplers_of
+from search.samplers import Used
 from search.space import Choice, Dimension, Real, Share, Whole, holes
-from search.storage import read_storage
 from search.writing import size
 
 DISCORDANCES = (0.05, 0.10, 0.20)
@@ -78,19 +76,9 @@ def reach(checked: CheckedStudy) -> tuple[Reach, ...]:
     return (replace(_reach(checked, mean, found.shares), measured=found.pair),)
 
 
-def _stored(checked: CheckedStudy) -> Study | None:
-    """The study as far as it has been run, to be read only; None if it can't be."""
-    name = checked.config.name
-    try:
-        storage = read_storage(checked.storage, checked.folder, name)
-        return last_of(load_study(study_name=name, storage=storage))
-    except (NothingFound, StudyError):
-        return None
-
-
 def discordance(checked: CheckedStudy) -> Discordance | None:
     """What the stored scores of parents and plain merges tell; None where there are none."""
-    study = _stored(checked)
+    study = stored_study(checked.storage, checked.folder, checked.config.name)
     if study is None:
         return None
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
@@ -129,9 +117,11 @@ def _reach(checked: CheckedStudy, mean: float, shares: Sequence[float]) -> Reach
 
 def print_outlook(console: Console, checked: CheckedStudy) -> None:
     """Everything that is known of a study before its first trial."""
-    for label, text in _facts(checked):
+    study = stored_study(checked.storage, checked.folder, checked.config.name)
+    used = () if study is None else samplers_of(study)
+    for label, text in _facts(checked, used):
         console.print(f"{label:<12}{text}", highlight=False, markup=False, soft_wrap=True)
-    idle = idle_warning(checked, checked.config.ray)
+    idle = idle_warning(checked, checked.config.ray, used=used)
     for warning in (*checked.warnings, *([idle] if idle else ())):
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     _print_dimensions(console, checked)
@@ -141,13 +131,24 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
 
 
 def announcement(checked: CheckedStudy) -> str:
-    """What a search is about to do, in one line."""
-    space, (word, reason) = checked.space, checked.sampler
+    """What a search is about to do, in one line; who proposes is told by `proposing`."""
+    space = checked.space
     return (
         f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
-        f"{', '.join(space.methods)}; sampler {word} ({reason}); {_items_text(checked.tasks)}; "
+        f"{', '.join(space.methods)}; {_items_text(checked.tasks)}; "
         f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}"
     )
+
+
+def proposing(checked: CheckedStudy, used: Used) -> str:
+    """Who proposes and why, which only the stored study can tell.
+
+    Args:
+        checked: The study file.
+        used: What proposed so far.
+    """
+    word, reason = checked.sampler(used)
+    return f"Sampler {word} ({reason}), {checked.config.search.trials:,} trials in all"
 
 
 def _items_text(tasks: Sequence[OpenTask]) -> str:
@@ -160,10 +161,10 @@ def _items_text(tasks: Sequence[OpenTask]) -> str:
     return f"{len(counts)} benchmarks with {each}"
 
 
-def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:
+def _facts(checked: CheckedStudy, used: Used) -> Iterator[tuple[str, str]]:
     config, space = checked.config, checked.space
     plan = deepest(checked)
-    word, reason = checked.sampler
+    word, reason = checked.sampler(used)
     yield "study", f"{config.name}, in {checked.storage}"
     for alias, parent in checked.checkpoints.items():
         layers = f"{parent.layout.depth} layers, {size(parent.bytes)}"
