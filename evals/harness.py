@@ -286,7 +286,7 @@ class Harness:
         pairs = zip(self.benchmarks, piece.results, strict=True)
         known = {one.name: {key: list(values) for key, values in got.items()} for one, got in pairs}
         counted = zip(self.benchmarks, piece.counts, strict=True)
-        scores = tuple(_score(one, role, known[one.name], count) for one, count in counted)
+        scores = tuple(score_of(one, role, known[one.name], count) for one, count in counted)
         found = zip(self.benchmarks, piece.symptoms, strict=True)
         told = {one.name: shares_of(tallies) for one, tallies in found if tallies}
         return Scorecard(scores, known, piece.seconds, role, told)
@@ -328,6 +328,30 @@ class Harness:
             responses = self.answering.respond(kind, asked, layers, Part(role, share))
             for (request, _), response in zip(asked, responses, strict=True):
                 request.resps.append(response)
+
+
+def score_of(
+    benchmark: Benchmark, role: Role, results: Mapping[str, Sequence[Value]], count: int
+) -> Score:
+    """A benchmark's figure by its metric; a missing one with its reason.
+
+    Args:
+        benchmark: With the role's items.
+        role: Whose items they are.
+        results: Per-item results by metric, of the first items.
+        count: How many items those are.
+    """
+    values = results.get(benchmark.metric, [])
+    if len(values) < count:
+        reason = f"{count - len(values)} of {count} items gave no number for {benchmark.metric}"
+        return Score(benchmark.name, benchmark.metric, None, None, count, reason)
+    found = mean_score(
+        benchmark.name, benchmark.metric, values, lambda given: benchmark.figure(given, role)
+    )
+    figure = figure_name(benchmark.aggregations[benchmark.metric.split(",")[0]])
+    # The plain standard error is of a mean over items, which an equal vote of tasks is not.
+    error = found.stderr if benchmark.by_size else None
+    return replace(found, stderr=error, unit=FIGURES[figure].unit if figure else 1.0)
 
 
 def _language_model(resident: Resident, settings: Settings) -> Any:
@@ -468,17 +492,3 @@ def _kept(metric: str, results: Sequence[tuple[Item, Any]]) -> list[Value]:
         for at, value in zip(places, values, strict=True):
             kept[at] = value
     return [value for value in kept if value is not None]
-
-
-def _score(benchmark: Benchmark, role: Role, results: dict[str, list[Value]], count: int) -> Score:
-    values = results.get(benchmark.metric, [])
-    if len(values) < count:
-        reason = f"{count - len(values)} of {count} items gave no number for {benchmark.metric}"
-        return Score(benchmark.name, benchmark.metric, None, None, count, reason)
-    found = mean_score(
-        benchmark.name, benchmark.metric, values, lambda given: benchmark.figure(given, role)
-    )
-    figure = figure_name(benchmark.aggregations[benchmark.metric.split(",")[0]])
-    # The plain standard error is of a mean over items, which an equal vote of tasks is not.
-    error = found.stderr if benchmark.by_size else None
-    return replace(found, stderr=error, unit=FIGURES[figure].unit if figure else 1.0)

@@ -16,6 +16,7 @@ from evals.errors import EvaluationError
 
 SIGNALS = ("soft_accuracy", "probability", "margin", "bits_per_byte")
 _BETWEEN_OPTIONS = ("soft_accuracy", "margin")
+_WEIGHED = ("acc_norm", "acc_bytes", "acc_mutual_info")  # see `_weighed`
 _OF_ANSWERS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "mcc")
 
 
@@ -105,6 +106,17 @@ def signal_of(
         return float(max(nats[at] for at in right) - max(wrong))
     shares = np.exp(nats - nats.max())
     return float(sum(shares[at] for at in right) / shares.sum())
+
+
+def weighed_alike(metric: str, other: str) -> bool:
+    """Whether two metrics weigh options alike, so that an item's signal is the same under both.
+
+    Args:
+        metric: lm-eval's key or name of one.
+        other: Of the other.
+    """
+    one, two = (name.split(",")[0] for name in (metric, other))
+    return one == two or not {one, two} & set(_WEIGHED)
 
 
 def _has(signal: str, task: ConfigurableTask, document: Any) -> bool:

@@ -42,6 +42,7 @@ from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
 from merge_core.writers import powers
 from search.baselines import baselines, parent_recipe
+from search.chain import stored_study
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.devices import find_device
 from search.errors import ScorerError, StudyError
@@ -53,7 +54,7 @@ from search.layouts import MERGE, Layout
 from search.models import open_models
 from search.placing import names_layers, refuse_moves
 from search.probing import hopeless, unmatched
-from search.samplers import choose_sampler, refusal
+from search.samplers import Used, choose_sampler, refusal
 from search.space import SearchSpace, holes, plain, tensor_groups
 from search.templates import no_template
 
@@ -99,11 +100,14 @@ class CheckedStudy:
         folder = self.folder / self.storage
         return folder if "://" not in self.storage and folder.is_dir() else None
 
-    @property
-    def sampler(self) -> tuple[str, str]:
-        """The sampler's word and why it was chosen."""
-        search = self.config.search
-        return choose_sampler(search.sampler, self.space, search.trials, self.config.values)
+    def sampler(self, used: Used = ()) -> tuple[str, str]:
+        """The sampler's word and why it was chosen.
+
+        Args:
+            used: What proposed in the study so far.
+        """
+        search, values = self.config.search, self.config.values
+        return choose_sampler(search.sampler, self.space, search.trials, values, used)
 
     def plan(self, recipe: Recipe, *, judge: bool = True) -> MergePlan:
         """The plan of a recipe in the study's dtype: float32 arithmetic, rounded once at the end.
@@ -225,8 +229,12 @@ class Bench:
         )
 
 
-def check_study(path: Path) -> CheckedStudy:
+def check_study(path: Path, trials: int | None = None) -> CheckedStudy:
     """Read a study file and check all of it before anything is spent.
+
+    Args:
+        path: The file.
+        trials: Another budget than the file's.
 
     Raises:
         StudyError: With every mistake, each with its YAML path.
@@ -244,9 +252,12 @@ def check_study(path: Path) -> CheckedStudy:
     if config is None:
         _check_recipe_alone(data, mistakes)
         raise StudyError(mistakes, str(path))
+    if trials is not None:
+        search = config.search.model_copy(update={"trials": trials})
+        config = config.model_copy(update={"search": search})
     unopened: list[str] = []
     checkpoints = open_models(config.models, folder, unopened)
-    space = _space(config, checkpoints, mistakes)
+    space = _space(config, folder, checkpoints, mistakes)
     mistakes += unopened
     aligned = Aligned(checkpoints, {}, ())
     if fits := not mistakes:
@@ -272,9 +283,16 @@ def check_study(path: Path) -> CheckedStudy:
 
 
 def _space(
-    config: StudyConfig, checkpoints: Mapping[str, Checkpoint], mistakes: list[str]
+    config: StudyConfig,
+    folder: Path,
+    checkpoints: Mapping[str, Checkpoint],
+    mistakes: list[str],
 ) -> SearchSpace:
-    """The space as the study's sampler wants it: orders of layers can be choices or numbers."""
+    """The space as the study's sampler wants it: orders of layers can be choices or numbers.
+
+    Under `auto` a study that has been run keeps the form that it has: another budget might want the
+    other one, and it would no longer be the same study.
+    """
 
     def built(found: list[str], *, numbers: bool) -> SearchSpace:
         return build_space(config.recipe, config.models, found, checkpoints, numbers=numbers)
@@ -283,8 +301,16 @@ def _space(
     space = built(mistakes, numbers=search.sampler == "cmaes")
     if search.sampler != "auto" or mistakes:
         return space
+    other = built([], numbers=True)
+    if other.describe() == space.describe():
+        return space
+    study = stored_study(config.location, folder, config.name)
+    stated: dict[str, Any] = {} if study is None else study.user_attrs.get("protocol", {})
+    for form in (space, other):
+        if json.dumps(form.describe()) == json.dumps(stated.get("space")):
+            return form
     word, _ = choose_sampler("auto", space, search.trials, config.values)
-    return built([], numbers=True) if word == "cmaes" else space
+    return other if word == "cmaes" else space
 
 
 def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:

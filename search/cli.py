@@ -163,8 +163,9 @@ def run(
         bool,
         typer.Option(
             "--fork",
-            help="Where models, items or ranges have changed: begin a new study with the best "
-            "candidates of the old one, which is kept.",
+            help="Where the study file has changed: begin a new study with the old trials, "
+            "re-scored without a model, where their results allow, else with the best candidates "
+            "of the old one, which is kept.",
         ),
     ] = False,
     verbose: Verbose = False,

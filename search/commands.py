@@ -2,9 +2,10 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,10 +45,10 @@ from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
 from search.merging import RECIPE
 from search.new import NewOptions, NewStudy, new_study, summary
-from search.outlook import announcement, print_outlook
+from search.outlook import announcement, print_outlook, proposing
 from search.progress import watch
 from search.ray_evaluators import on_ray
-from search.record import ended, finished, load
+from search.record import ended, finished, load, samplers_of
 from search.searching import Budget, run_search
 from search.study import (
     foresee_protocol,
@@ -94,17 +95,20 @@ def run_study(
         The finalists, the winner first, or None if it was interrupted before the budget was spent.
     """
     options = options or RunOptions()
-    checked = check_study(path)
+    checked = check_study(path, options.trials)
     _announce(checked, console)
     workers = _workers(checked.config.ray, options.workers)
     # With workers the model of this process only says what the prompts are.
     device = checked.device if workers is None else torch.device("cpu")
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
-    if idle := idle_warning(checked, workers, bench.harness.shares):
-        _warn(console, [idle])
-    trials = options.trials or checked.config.search.trials
+    trials = checked.config.search.trials
+    tell = _teller(console)
     with open_study(checked) as stored:
-        study = keep_protocol(stored, bench, fork=options.fork)
+        study = keep_protocol(stored, bench, fork=options.fork, tell=tell)
+        used = samplers_of(study)
+        tell(proposing(checked, used))
+        if idle := idle_warning(checked, workers, bench.harness.shares, used):
+            _warn(console, [idle])
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
@@ -133,7 +137,8 @@ def _evaluators(
 ) -> AbstractContextManager[Evaluators]:
     if workers is None:
         return nullcontext(InProcess(bench))
-    return on_ray(path, workers, str(device), bench.harness)
+    trials = bench.study.config.search.trials
+    return on_ray(path, workers, str(device), bench.harness, trials)
 
 
 def write_new_study(models: Sequence[str], options: NewOptions, console: Console) -> NewStudy:
@@ -182,7 +187,7 @@ def compare_study(
     _require_storage(checked)
     bench = build_bench(checked, (Role.SEARCH, Role.HOLDOUT))
     with open_study(checked) as stored:
-        study = keep_protocol(stored, bench)
+        study = keep_protocol(stored, bench, tell=_teller(console))
         margin = checked.config.compare.margin if margin is None else margin
         found = claim(study, bench, margin, trial)
     if not quiet:
@@ -281,14 +286,18 @@ def drop_results(folder: Path) -> None:
 
 
 def _announce(checked: CheckedStudy, console: Console) -> None:
-    console.print(announcement(checked), highlight=False, markup=False, soft_wrap=True)
+    _teller(console)(announcement(checked))
     notes = [note for task in checked.tasks for note in task.notes]
     _warn(console, (*checked.warnings, *notes))
 
 
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+        _teller(console)(f"Warning: {warning}")
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _require_scores(study: Study, trials: int) -> None:

@@ -14,20 +14,26 @@ class StudyError(ValueError):
     Args:
         mistakes: All that were found.
         where: The file that they are in.
+        advice: What to do about all of them.
     """
 
-    def __init__(self, mistakes: Sequence[str], where: str = "") -> None:
+    called = "mistakes"
+
+    def __init__(self, mistakes: Sequence[str], where: str = "", advice: str = "") -> None:
         self.mistakes = tuple(mistakes)
         head = f"{where}: " if where else ""
         if len(self.mistakes) == 1:
-            super().__init__(head + self.mistakes[0])
+            super().__init__(head + "; ".join(filter(None, [self.mistakes[0], advice])))
         else:
             lines = "\n".join(f"  - {mistake}" for mistake in self.mistakes)
-            super().__init__(f"{head}{len(self.mistakes)} mistakes\n{lines}")
+            told = f"{head}{len(self.mistakes)} {self.called}\n{lines}"
+            super().__init__("\n".join(filter(None, [told, advice])))
 
 
 class ProtocolError(StudyError):
     """The stored study was made under other conditions than the file now states."""
+
+    called = "differences"
 
 
 class NothingFound(RuntimeError):  # noqa: N818

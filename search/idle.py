@@ -5,12 +5,15 @@ from itertools import pairwise
 
 from search.bench import CheckedStudy
 from search.config import RayConfig
-from search.samplers import UNRACED
+from search.samplers import UNRACED, Used
 from search.splitting import divided
 
 
 def idle_warning(
-    study: CheckedStudy, ray: RayConfig | None, shares: Sequence[float] | None = None
+    study: CheckedStudy,
+    ray: RayConfig | None,
+    shares: Sequence[float] | None = None,
+    used: Used = (),
 ) -> str | None:
     """What to know where there are more workers than candidates in a batch.
 
@@ -19,6 +22,7 @@ def idle_warning(
         ray: The workers; None where there are none.
         shares: Of the search items that have been scored after each step; None before that is
             known.
+        used: What proposed in the study so far.
 
     Returns:
         None where every worker has a candidate.
@@ -26,7 +30,7 @@ def idle_warning(
     search = study.config.search
     if ray is None or search.asynchronous or ray.workers <= search.batch:
         return None
-    if _whole(study):
+    if _whole(study, used):
         told = _what_they_do(ray.workers, search.batch, (1.0,))
     elif shares is not None:
         told = _what_they_do(ray.workers, search.batch, shares)
@@ -58,8 +62,8 @@ def _what_they_do(workers: int, batch: int, shares: Sequence[float]) -> str:
     return told if len(shared) == batch else f"{told}, which ends no batch sooner"
 
 
-def _whole(study: CheckedStudy) -> bool:
+def _whole(study: CheckedStudy, used: Used) -> bool:
     """Whether candidates' items are never split: a race may end after the first step."""
     search = study.config.search
     raced = all(one.has_items for one in study.config.objectives if one.maximized)
-    return not search.racing or (raced and study.sampler[0] not in UNRACED)
+    return not search.racing or (raced and study.sampler(used)[0] not in UNRACED)

@@ -277,7 +277,7 @@ def summary(written: NewStudy) -> Iterator[str]:
         parts = sorted(change.shares.items(), key=lambda pair: -pair[1])
         told = ", ".join(f"{role} {share:.0%}" for role, share in parts if share >= 0.005)
         yield f"change of '{alias}': {change.relative:.2%} of the weights' norm; {told}"
-    word, reason = checked.sampler
+    word, reason = checked.sampler()
     yield (
         f"search: {len(checked.space.dimensions)} dimensions, {', '.join(space.methods)}; "
         f"{checked.config.search.trials} trials; sampler {word} ({reason})"

@@ -16,14 +16,14 @@ from evals.power import independent_items, items_to_show, multiple, smallest_gai
 from evals.tasks import OpenTask
 from search.baselines import baselines, parents
 from search.bench import CheckedStudy, deepest
+from search.chain import stored_study
 from search.config import ObjectiveConfig
-from search.errors import StudyError
 from search.idle import idle_warning
 from search.layouts import Layout
-from search.record import card_from_dict, readings_from_dict
+from search.record import card_from_dict, readings_from_dict, samplers_of
+from search.samplers import Used
 from search.sizes import size
 from search.space import Choice, Dimension, Real, Share, Whole, holes
-from search.study import read_study
 
 DISCORDANCES = (0.05, 0.10, 0.20)
 _TWO_POINTS = 0.02
@@ -78,10 +78,7 @@ def reach(checked: CheckedStudy) -> tuple[Reach, ...]:
 
 def discordance(checked: CheckedStudy) -> Discordance | None:
     """What the stored scores of parents and plain merges tell; None where there are none."""
-    try:
-        study = read_study(checked)
-    except StudyError:
-        study = None
+    study = stored_study(checked.storage, checked.folder, checked.config.name)
     if study is None:
         return None
     stored: dict[str, Any] = study.user_attrs.get("baselines", {})
@@ -120,9 +117,11 @@ def _reach(checked: CheckedStudy, mean: float, shares: Sequence[float]) -> Reach
 
 def print_outlook(console: Console, checked: CheckedStudy) -> None:
     """Everything that is known of a study before its first trial."""
-    for label, text in _facts(checked):
+    study = stored_study(checked.storage, checked.folder, checked.config.name)
+    used = () if study is None else samplers_of(study)
+    for label, text in _facts(checked, used):
         console.print(f"{label:<12}{text}", highlight=False, markup=False, soft_wrap=True)
-    idle = idle_warning(checked, checked.config.ray)
+    idle = idle_warning(checked, checked.config.ray, used=used)
     for warning in (*checked.warnings, *([idle] if idle else ())):
         console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     _print_dimensions(console, checked)
@@ -132,13 +131,24 @@ def print_outlook(console: Console, checked: CheckedStudy) -> None:
 
 
 def announcement(checked: CheckedStudy) -> str:
-    """What a search is about to do, in one line."""
-    space, (word, reason) = checked.space, checked.sampler
+    """What a search is about to do, in one line; who proposes is told by `proposing`."""
+    space = checked.space
     return (
         f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
-        f"{', '.join(space.methods)}; sampler {word} ({reason}); {_items_text(checked.tasks)}; "
+        f"{', '.join(space.methods)}; {_items_text(checked.tasks)}; "
         f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}"
     )
+
+
+def proposing(checked: CheckedStudy, used: Used) -> str:
+    """Who proposes and why, which only the stored study can tell.
+
+    Args:
+        checked: The study file.
+        used: What proposed so far.
+    """
+    word, reason = checked.sampler(used)
+    return f"Sampler {word} ({reason}), {checked.config.search.trials:,} trials in all"
 
 
 def _items_text(tasks: Sequence[OpenTask]) -> str:
@@ -151,10 +161,10 @@ def _items_text(tasks: Sequence[OpenTask]) -> str:
     return f"{len(counts)} benchmarks with {each}"
 
 
-def _facts(checked: CheckedStudy) -> Iterator[tuple[str, str]]:
+def _facts(checked: CheckedStudy, used: Used) -> Iterator[tuple[str, str]]:
     config, space = checked.config, checked.space
     plan = deepest(checked)
-    word, reason = checked.sampler
+    word, reason = checked.sampler(used)
     yield "study", f"{config.name}, in {checked.storage}"
     for alias, parent in checked.checkpoints.items():
         layers = f"{parent.layout.depth} layers, {size(parent.bytes)}"

@@ -34,7 +34,9 @@ _ROLES = (Role.SEARCH, Role.SELECT)
 
 
 @contextmanager
-def on_ray(path: Path, config: RayConfig, device: str, harness: Harness) -> Generator[Evaluators]:
+def on_ray(
+    path: Path, config: RayConfig, device: str, harness: Harness, trials: int | None = None
+) -> Generator[Evaluators]:
     """Start the actors of a study, or join the cluster that the study names.
 
     Args:
@@ -42,6 +44,7 @@ def on_ray(path: Path, config: RayConfig, device: str, harness: Harness) -> Gene
         config: How many actors and with what.
         device: That the study runs on: `cpu` or `cuda`.
         harness: This process's own, for the scores of candidates whose items were split.
+        trials: Another budget than the file's, which the actors then check the file with.
 
     Raises:
         StudyError: If Ray isn't installed, can't be reached or has no room for the actors.
@@ -49,7 +52,7 @@ def on_ray(path: Path, config: RayConfig, device: str, harness: Harness) -> Gene
     if find_spec("ray") is None:  # an optional extra
         raise StudyError(["ray: workers need Ray; install outcross[ray]"], str(path))
     with _cluster(config, path) as ray:
-        yield _Pool(ray, path, config, device, harness)
+        yield _Pool(ray, path, config, device, harness, trials)
 
 
 @contextmanager
@@ -112,7 +115,13 @@ class _Pool:
     """Jobs for actors, one at a time for each; an actor is used from when it is there."""
 
     def __init__(
-        self, ray: Any, path: Path, config: RayConfig, device: str, harness: Harness
+        self,
+        ray: Any,
+        path: Path,
+        config: RayConfig,
+        device: str,
+        harness: Harness,
+        trials: int | None = None,
     ) -> None:
         self._ray, self._harness = ray, harness
         gpus = config.gpus if device.startswith("cuda") else 0
@@ -121,7 +130,7 @@ class _Pool:
             num_cpus=config.cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
         )(_Worker)
         study = str(path.resolve())
-        self._actors = [actor.remote(study, config.cpus) for _ in range(config.workers)]
+        self._actors = [actor.remote(study, config.cpus, trials) for _ in range(config.workers)]
         self._coming = {actor.open.remote(): actor for actor in self._actors}
         self._idle: deque[Any] = deque()
         self._running: dict[Any, tuple[_Begun, int, Any]] = {}
@@ -226,10 +235,11 @@ class _Worker:
     Args:
         path: The study file.
         threads: Of torch, so that the last bits don't depend on how many workers there are.
+        trials: See `on_ray`.
     """
 
-    def __init__(self, path: str, threads: int) -> None:
-        self._path, self._threads = Path(path), threads
+    def __init__(self, path: str, threads: int, trials: int | None) -> None:
+        self._path, self._threads, self._trials = Path(path), threads, trials
         self._known: Reference | None = None
         self._bench: Bench | None = None
 
@@ -239,7 +249,7 @@ class _Worker:
 
         if self._bench is None:
             torch.set_num_threads(self._threads)
-            self._bench = build_bench(check_study(self._path), _ROLES)
+            self._bench = build_bench(check_study(self._path, self._trials), _ROLES)
         return self._bench
 
     def open(self) -> str | None:

@@ -1,6 +1,5 @@
 """What storage holds of a trial and how it is read back: the one place with attribute names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from search.genes import violation as violation_of
 from search.goals import Aim, Goals, Result, violation
 from search.known import fingerprint
 
+_JUDGED = (CONSTRAINTS, "limits", "mean")  # are there where the goals want them
 _LAST = "merge_seconds"  # is written after everything else
 
 
@@ -129,6 +129,26 @@ def save(trial: Notes, record: Record) -> None:
     if record.values is not None:
         trial.set_user_attr("mean", record.value)
     trial.set_user_attr(_LAST, round(record.merge_seconds, 4))
+
+
+def resaved(
+    attributes: Mapping[str, Any], record: Record, card: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A trial's attributes with another result.
+
+    Args:
+        attributes: As they were.
+        record: The result.
+        card: Its scorecard as JSON, which isn't rounded a second time.
+    """
+    notes = _Attributes({k: v for k, v in attributes.items() if k not in _JUDGED})
+    save(notes, record)
+    return {**notes, "scorecard": dict(card)}
+
+
+class _Attributes(dict[str, Any]):
+    def set_user_attr(self, name: str, value: Any) -> None:
+        self[name] = value
 
 
 def saved(trial: FrozenTrial) -> bool:
@@ -275,6 +295,11 @@ def _goals(
     return Goals(tuple(aims), stated.get("goal") == "pareto")
 
 
+def samplers_of(study: Study) -> list[list[Any]]:
+    """What proposed in a study so far, as `search.samplers.Used` says."""
+    return study.user_attrs.get("samplers", [])
+
+
 def readings_to_dict(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     """How to read results, as JSON."""
     return [asdict(one) for one in readings]
@@ -362,21 +387,3 @@ def _some(one: Reading, items: Mapping[str, Sequence[int]]) -> dict[str, tuple[i
         return dict(one.members)
     members = one.members.get(Role.SEARCH, ())
     return {Role.SEARCH.value: tuple(members[at] for at in items[one.name])} if members else {}
-
-
-def differences(stored: Any, stated: Any, where: str = "") -> list[str]:
-    """Where two JSON values differ: one line for each place."""
-    if isinstance(stored, dict) and isinstance(stated, dict):
-        lines: list[str] = []
-        for key in sorted({*stored, *stated}):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-            path = f"{where}.{key}" if where else str(key)  # pyright: ignore[reportUnknownArgumentType]
-            lines += differences(stored.get(key), stated.get(key), path)  # pyright: ignore
-        return lines
-    if json.dumps(stored) == json.dumps(stated):
-        return []
-    return [f"{where}: was {_short(stored)}, is {_short(stated)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -86,16 +86,27 @@ RULES = (
 )
 
 
+Used = Sequence[Sequence[Any]]
+"""What proposed in a study: from which trial on, which sampler, and what the study file said.
+
+In studies stored before the last is missing.
+"""
+
+
 def choose_sampler(
-    word: str, space: SearchSpace, trials: int, objectives: int = 1
+    word: str, space: SearchSpace, trials: int, objectives: int = 1, used: Used = ()
 ) -> tuple[str, str]:
     """What `auto` means for a study, with the reason.
+
+    It stays with what it once chose, also under another budget: a study that goes on is the same
+    as one that was never stopped.
 
     Args:
         word: As the study says.
         space: What is searched.
         trials: The study's budget.
         objectives: How many values a trial has.
+        used: What proposed so far.
 
     Returns:
         The sampler's word and one sentence.
@@ -103,7 +114,16 @@ def choose_sampler(
     if word != "auto":
         return word, "as the study says"
     rule = next(rule for rule in RULES if _fits(rule, space, trials, objectives))
+    number, before = next(filter(_by_auto, reversed(used)), (0, rule.word))[:2]
+    if before != rule.word and refusal(before, space, trials, objectives) is None:
+        return before, f"auto took it at trial {number}, and stays with it"
     return rule.word, rule.reason.format(trials=rule.trials)
+
+
+def _by_auto(entry: Sequence[Any]) -> bool:
+    """Whether `auto` chose; where that isn't stored, whether it could have."""
+    _, word, *stated = entry
+    return stated == ["auto"] if stated else word in {rule.word for rule in RULES}
 
 
 def _fits(rule: Rule, space: SearchSpace, trials: int, objectives: int) -> bool:

@@ -25,6 +25,7 @@ from search.evaluators import Evaluators, Job
 from search.evidence import reader_of
 from search.forking import with_prior
 from search.goals import Result, violation
+from search.judging import judged
 from search.known import known_names
 from search.racing import Leaders, Race
 from search.record import (
@@ -38,12 +39,13 @@ from search.record import (
     keep_practice,
     load,
     readings_to_dict,
+    samplers_of,
     save,
     saved,
     stored_card,
     stored_practice,
 )
-from search.samplers import UNRACED, choose_sampler
+from search.samplers import UNRACED
 from search.space import SearchSpace
 from search.study import Stop
 from search.trial import Outcome
@@ -122,20 +124,13 @@ def run_search(
 
 
 def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
-    """How to propose; `auto` stays with what it first chose, also under another budget.
-
-    The study keeps from which trial on each sampler proposed.
-    """
+    """How to propose; the study keeps from which trial on each sampler did, and who chose it."""
     search = bench.study.config.search
-    used: list[list[Any]] = study.user_attrs.get("samplers", [])
-    word, _ = choose_sampler(
-        search.sampler, bench.study.space, search.trials, bench.study.config.values
-    )
-    if search.sampler == "auto" and used:
-        word = used[-1][1]
-    if not used or used[-1][1] != word:
+    used = samplers_of(study)
+    word, _ = bench.study.sampler(used)
+    if not used or used[-1][1:] != [word, search.sampler]:
         number = len(study.get_trials(deepcopy=False))
-        study.set_user_attr("samplers", [*used, [number, word]])
+        study.set_user_attr("samplers", [*used, [number, word, search.sampler]])
     batch = 1 if search.asynchronous else search.batch
     return Proposer(word, search.seed, batch, reader_of(bench.goals))
 
@@ -307,22 +302,7 @@ class _Search:
         return self._judged(load(stored))
 
     def _judged(self, record: Record) -> Record:
-        """A record with its values and what it misses, if it has scores."""
-        if record.scorecard is None:
-            return record
-        if record.stopped is not None:
-            return self._estimated(record, record.stopped.values)
-        goals, result = self.bench.goals, Result((record.scorecard,), record.figures)
-        values = goals.values(result) if goals.pareto else None
-        missed = goals.missed(result, self.parents)
-        return replace(record, value=goals.mean(result), values=values, missed=missed)
-
-    def _estimated(self, record: Record, values: tuple[float, ...]) -> Record:
-        """A stopped candidate's record: whether it keeps to limits isn't known, so it does."""
-        goals = self.bench.goals
-        missed = {aim.name: 0.0 for aim in goals.limited}
-        mean = goals.estimated(values)
-        return replace(record, value=mean, values=values if goals.pareto else None, missed=missed)
+        return judged(record, self.bench.goals, self.parents)
 
     def _kept(self, one: Asked, record: Record) -> Record:
         save(one, record)

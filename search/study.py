@@ -1,8 +1,9 @@
 """A study in its storage: opened, held, and kept to the conditions under which it was made."""
 
+import json
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,11 +12,16 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from search.bench import Bench, CheckedStudy, foreseen_protocol, protocol
+from search.chain import go_on_with, last_of, made_under
 from search.config import StudyConfig
+from search.differences import differences
 from search.errors import NothingFound, ProtocolError
-from search.forking import forked, last_of, only_weights, reweighted
-from search.record import differences, readings_from_dict
+from search.forking import forked, prior, rescored
+from search.record import ended, readings_from_dict
+from search.retelling import Retold, only_weights, retold
 from search.storage import foresee, open_storage, read_storage
+
+_UNSEEN = ("prompts", "rungs")  # what a protocol may have that only the model tells
 
 
 class Stop:
@@ -47,9 +53,7 @@ def read_study(checked: CheckedStudy) -> optuna.Study | None:
         storage = read_storage(checked.storage, checked.folder, name)
     except NothingFound:
         return None
-    study = optuna.load_study(study_name=name, storage=storage)
-    _refuse_other_values(study, checked.config)
-    return last_of(study)
+    return last_of(optuna.load_study(study_name=name, storage=storage))
 
 
 def foresee_protocol(study: optuna.Study, checked: CheckedStudy) -> None:
@@ -67,44 +71,120 @@ def foresee_protocol(study: optuna.Study, checked: CheckedStudy) -> None:
     stored = study.user_attrs.get("protocol")
     if stored is None:
         return
-    unseen = {key: stored[key] for key in ("prompts", "rungs") if key in stored}
-    stated = {**unseen, **foreseen_protocol(checked)}
-    if only_weights(stored, stated) and "baselines" in study.user_attrs:
+    foreseen = foreseen_protocol(checked)
+    unseen = {key: stored[key] for key in _UNSEEN if key in stored and key not in foreseen}
+    stated = {**unseen, **foreseen}
+    changed = differences(stored, stated)
+    again = only_weights(stored, stated) and "baselines" in study.user_attrs
+    if not changed or again or made_under(study, stated, unseen) is not None:
         return
-    if changed := differences(stored, stated):
-        raise _other_conditions(changed, checked.config.name)
+    raise _other_conditions(changed, study, _ANEW)
 
 
-def keep_protocol(study: optuna.Study, bench: Bench, *, fork: bool = False) -> optuna.Study:
+def keep_protocol(
+    study: optuna.Study,
+    bench: Bench,
+    *,
+    fork: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> optuna.Study:
     """Go on with a study under the conditions under which its trials were made.
 
     Args:
         study: As stored.
         bench: The study as its file now says.
         fork: Whether to begin a new one where the conditions have changed.
+        tell: Is told if it isn't the same study that is gone on with, and why.
 
     Returns:
-        The study to go on with: another one if its question has changed, see `search.forking`.
+        The study to go on with: another one if its question has changed, see `search.forking`, or
+        an earlier one of the name that was made under these conditions.
 
     Raises:
         ProtocolError: With every difference.
     """
-    stated = protocol(bench)
+    kept = _kept(study, bench, fork, tell)
+    if "readings" in kept.user_attrs:
+        bench.scaled([one.scale for one in readings_from_dict(kept)])
+    return kept
+
+
+def _kept(
+    study: optuna.Study, bench: Bench, fork: bool, tell: Callable[[str], None]
+) -> optuna.Study:
+    stated = json.loads(json.dumps(protocol(bench)))  # as it is read back
     stored = study.user_attrs.get("protocol")
-    known = readings_from_dict(study) if "readings" in study.user_attrs else []
-    if len(known) == len(bench.readings):
-        bench.scaled([one.scale for one in known])
-    if stored is None:
+    if stored is None:  # nothing was ever asked of it
+        if len(study.directions) != bench.study.config.values:
+            return forked(study, bench, stated)
         study.set_user_attr("protocol", stated)
         return study
     changed = differences(stored, stated)
     if not changed:
         return study
-    if only_weights(stored, stated) and "baselines" in study.user_attrs:
-        return reweighted(study, bench.goals, bench.readings, stated)
+    weights = only_weights(stored, stated)
+    if not weights and (earlier := made_under(study, stated)) is not None:
+        go_on_with(earlier)
+        tell(_gone_back(earlier))
+        return earlier
+    found = retold(study, bench, stated)
+    if found is not None and (weights or fork):
+        after = rescored(study, found, bench, stated)
+        tell(_told_again(study, after, found))
+        return after
     if fork:
-        return forked(study, bench.study.space, stated)
-    raise _other_conditions(changed, bench.study.config.name)
+        after = forked(study, bench, stated)
+        tell(_begun_anew(study, after))
+        return after
+    raise _other_conditions(changed, study, _advice(found))
+
+
+def _other_conditions(changed: list[str], study: optuna.Study, advice: str) -> ProtocolError:
+    where = f"study '{study.study_name}' was made under other conditions"
+    return ProtocolError(changed, where, advice)
+
+
+_WAYS = "undo the change, give the study another name to begin anew, or run it with --fork:"
+_ANEW = (
+    f"its trials can't be compared with new ones; {_WAYS} a new study with the same trials where "
+    "their stored results answer it, else one that tries the best candidates of this one first"
+)
+
+
+def _advice(found: Retold | None) -> str:
+    """What to do about other conditions."""
+    if found is None:
+        return (
+            f"its trials can't be compared with new ones; {_WAYS} a new study that tries the best "
+            "candidates of this one first"
+        )
+    return (
+        f"its trials have to be judged anew; {_WAYS} a new study with the same trials, of which "
+        f"{found.scored:,} are re-scored by their stored results, without a model"
+    )
+
+
+def _gone_back(study: optuna.Study) -> str:
+    return (
+        f"Goes on with study '{study.study_name}' of the storage, which was made under just these "
+        f"conditions and has {ended(study):,} trials"
+    )
+
+
+def _told_again(study: optuna.Study, after: optuna.Study, found: Retold) -> str:
+    failed = len(found.trials) - found.scored
+    return (
+        f"Goes on with study '{after.study_name}': {found.scored:,} trials of "
+        f"'{study.study_name}', re-scored without a model"
+        + (f"; {failed:,} that failed stay so" if failed else "")
+    )
+
+
+def _begun_anew(study: optuna.Study, after: optuna.Study) -> str:
+    return (
+        f"Begins study '{after.study_name}', which first tries the best {len(prior(after)):,} "
+        f"candidates of '{study.study_name}'; none was re-scored without a model"
+    )
 
 
 @contextmanager
@@ -129,38 +209,9 @@ def stop_on_interrupt() -> Generator[Stop]:
 
 
 def _load(storage: BaseStorage, config: StudyConfig) -> optuna.Study:
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=storage,
         study_name=config.name,
         directions=[StudyDirection.MAXIMIZE] * config.values,
         load_if_exists=True,
     )
-    _refuse_other_values(study, config)
-    return study
-
-
-def _refuse_other_values(study: optuna.Study, config: StudyConfig) -> None:
-    if len(study.directions) != config.values:
-        counts = _values(len(study.directions)), _values(config.values)
-        raise ProtocolError(
-            [
-                f"search.goal: its trials have {counts[0]}, and {config.search.goal} with these "
-                f"objectives has {counts[1]}; undo the change, or give the study another name to "
-                "begin anew"
-            ],
-            f"study '{config.name}' was made under other conditions",
-        )
-
-
-def _other_conditions(changed: Sequence[str], name: str) -> ProtocolError:
-    advice = (
-        "its trials can't be compared with new ones; undo the change, give the study another name "
-        "to begin anew, or run it with --fork: a new study that tries the best candidates of this "
-        "one first"
-    )
-    where = f"study '{name}' was made under other conditions"
-    return ProtocolError([*changed, advice], where)
-
-
-def _values(count: int) -> str:
-    return "one value each" if count == 1 else f"{count} values each"

@@ -72,7 +72,7 @@ class Facts:
     def of(checked: CheckedStudy) -> "Facts":
         """Those of a study."""
         found = next(r for r in reach(checked) if r.discordance == 0.10)
-        return Facts(*checked.sampler, found.mean, found.needed)
+        return Facts(*checked.sampler(), found.mean, found.needed)
 
 
 def study_lines(plan: Plan, facts: Facts | None) -> Iterator[Line]:

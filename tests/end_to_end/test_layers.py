@@ -108,5 +108,5 @@ def test_auto_gets_the_encoding_that_suits_its_sampler(tmp_path: Path, trials: i
         search={"sampler": "auto", "trials": trials},
     )
     checked = check_study(write_study(tmp_path, study))
-    assert checked.sampler[0] == ("cmaes" if numbers else "composite")
+    assert checked.sampler()[0] == ("cmaes" if numbers else "composite")
     assert ("layer00" in [d.name for d in checked.space.dimensions]) is numbers

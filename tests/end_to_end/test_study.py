@@ -1,10 +1,12 @@
 """A study from its file to an exported model, in one process."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from tiny_study import study_dict, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.bench import check_study
-from search.commands import compare_study, export_study, run_study
+from search.commands import RunOptions, compare_study, export_study, run_study
 from search.errors import NothingFound, ProtocolError, StudyError
 from search.merge_command import merge_options, merge_recipe
 from search.record import load, readings_from_dict
@@ -154,8 +156,61 @@ def test_another_sampler_goes_on_from_the_same_trials(tmp_path):
     write_study(tmp_path, study_dict(search={"sampler": "tpe", "trials": 8, "finalists": 3}))
     run_study(study, silent())
     with open_study(check_study(study)) as opened:
-        assert opened.user_attrs["samplers"] == [[0, "random"], [6, "tpe"]]
+        assert opened.user_attrs["samplers"] == [[0, "random", "random"], [6, "tpe", "tpe"]]
         assert len(opened.trials) == 8
+
+
+def ran_as(study: Path, options: RunOptions | None = None, **search: Any) -> tuple[str, list[Any]]:
+    """Run with these keys of `search`: what was printed, and what proposed so far."""
+    write_study(study.parent, study_dict(search={"finalists": 2, **search}))
+    text = StringIO()
+    with suppress(NothingFound):  # where there is no time for a trial
+        run_study(study, Console(file=text, width=300), options)
+    with open_study(check_study(study)) as opened:
+        return text.getvalue(), opened.user_attrs["samplers"]
+
+
+def test_auto_after_another_sampler_proposes_as_it_says(tmp_path: Path):
+    study = write_study(tmp_path)
+    ran_as(study, sampler="random", trials=5)
+    told, used = ran_as(study, sampler="auto", trials=7)
+    assert "Sampler composite (at most 500 trials" in told
+    assert used == [[0, "random", "random"], [5, "composite", "auto"]]
+
+
+def test_auto_heeds_the_budget_that_is_typed_and_stays_with_its_choice(tmp_path: Path):
+    study = write_study(tmp_path)
+    long = RunOptions(trials=1000, seconds=0.001)
+    told, used = ran_as(study, long, sampler="auto", trials=6)
+    assert "Sampler cmaes (numbers only, many trials), 1,000 trials" in told
+    assert used == [[0, "cmaes", "auto"]]
+    told, used = ran_as(study, sampler="auto", trials=6)
+    assert "Sampler cmaes (auto took it at trial 0, and stays with it), 6 trials" in told
+    assert used == [[0, "cmaes", "auto"]]
+
+
+def test_a_typed_budget_is_refused_where_the_files_would_be(tmp_path: Path):
+    study = write_study(tmp_path)
+    with pytest.raises(StudyError, match=r"'gp' takes seconds .* and the budget is 1000"):
+        ran_as(study, RunOptions(trials=1000), sampler="gp", trials=6)
+    write_study(tmp_path, study_dict(search={"sampler": "gp", "trials": 1000}))
+    assert run_study(study, silent(), RunOptions(trials=4))
+
+
+@pytest.mark.parametrize(("typed", "numbers"), [(1000, True), (None, False)])
+def test_orders_of_layers_keep_their_form_under_auto(
+    tmp_path: Path, typed: int | None, numbers: bool
+):
+    """Another budget would have them as numbers or as choices: another space."""
+    recipe = study_dict()["recipe"] | {"slices": {"origin": "merge", "depth": [2, 3]}}
+    study = write_study(tmp_path, study_dict(recipe=recipe, search={"sampler": "auto"}))
+    with suppress(NothingFound):
+        run_study(study, silent(), RunOptions(typed, seconds=0.001))
+    for trials in (4, 1000):
+        search = {"sampler": "auto", "trials": trials}
+        write_study(tmp_path, study_dict(recipe=recipe, search=search))
+        names = [dimension.name for dimension in check_study(study).space.dimensions]
+        assert ("layer00" in names) is numbers
 
 
 @pytest.mark.parametrize(

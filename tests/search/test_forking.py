@@ -5,23 +5,18 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import create_trial
 from rich.console import Console
 from tiny_study import study_dict, write_study
 
-from evals.items import Role
 from evals.objective import objective
-from evals.scorecard import Scorecard
 from search.bench import check_study
-from search.commands import RunOptions, run_study
-from search.config import ObjectiveConfig
+from search.commands import RunOptions, compare_study, run_study
 from search.errors import ProtocolError
-from search.forking import reweighted
-from search.goals import Aim, Goals
-from search.record import card_to_dict, load, readings_from_dict
+from search.record import load, readings_from_dict
 from search.study import open_study
 
 SILENT = Console(file=StringIO())
+BOTH = [{"task": "tiny_choice"}, {"task": "tiny_shots"}]
 SEARCH = {"sampler": "tpe", "trials": 14, "finalists": 2}
 
 
@@ -69,24 +64,6 @@ def test_weights_put_back_give_the_values_that_there_were(ran: Path):
         assert [trial.value for trial in study.trials] == pytest.approx(before, abs=1e-5)
 
 
-@pytest.mark.parametrize(("weight", "mean"), [(1.0, 0.35), (3.0, 0.275)])
-def test_a_stopped_candidate_of_a_front_has_its_mean_under_the_new_weights(
-    weight: float, mean: float
-):
-    """Nothing ranks such candidates, but what is stored of them is shown."""
-    study = optuna.create_study(directions=["maximize"] * 2, study_name="front")
-    study.set_user_attr("readings", [])
-    card = card_to_dict(Scorecard((), {}, 0.0, Role.SEARCH))
-    stopped = {"items": 8, "evidence": 21.0, "values": [0.5, 0.2]}
-    told = {"recipe": {"merge_method": "linear", "models": [{"model": "a"}]}, "scorecard": card}
-    attributes = told | {"stopped": stopped, "mean": 0.35}
-    study.add_trial(create_trial(values=[0.5, 0.2], user_attrs=attributes))
-    aims = [Aim(ObjectiveConfig(task=n, weight=w)) for n, w in (("a", 1.0), ("b", weight))]
-    (trial,) = reweighted(study, Goals(tuple(aims), pareto=True), [], {}).trials
-    assert trial.values == [0.5, 0.2]
-    assert load(trial).value == pytest.approx(mean)
-
-
 def test_a_fork_tries_the_best_of_the_study_before_it(ran: Path):
     with open_study(check_study(ran)) as study:
         best = sorted(study.trials, key=lambda t: (-t.value, t.number))
@@ -102,6 +79,66 @@ def test_a_fork_tries_the_best_of_the_study_before_it(ran: Path):
         assert counts == {14}
     run_study(ran, SILENT, RunOptions(fork=True))  # nothing has changed: nothing is begun
     assert names(ran) == ["tiny", "tiny#2"]
+
+
+def said(study: Path, **options: bool) -> str:
+    text = StringIO()
+    run_study(study, Console(file=text, width=300), RunOptions(**options))
+    return text.getvalue()
+
+
+def test_an_edit_undone_goes_on_with_the_study_before_it(ran: Path):
+    edited = {"search": 14, "select": 8, "holdout": 16}
+    study_of(ran.parent, items=edited)
+    told = "Begins study 'tiny#2', which first tries the best 10 candidates of 'tiny'"
+    assert told in said(ran, fork=True)
+    study_of(ran.parent)
+    assert "Goes on with study 'tiny' of the storage" in said(ran)
+    assert "Goes on with" not in said(ran)  # that is the study now
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny"
+        winner = study.user_attrs["winner"]
+    assert compare_study(ran, SILENT).trial == winner
+    study_of(ran.parent, items=edited)
+    assert "'tiny#2'" in said(ran, fork=True)
+    study_of(ran.parent, items=edited | {"search": 12})
+    assert "Begins study 'tiny#3'" in said(ran, fork=True)
+    assert names(ran) == ["tiny", "tiny#2", "tiny#3"]
+
+
+def test_a_fork_after_an_edit_was_undone_takes_a_free_name(ran: Path):
+    """The name after the study that is gone on with belongs to one that has trials."""
+    for search in (14, 16, 12):
+        study_of(ran.parent, items={"search": search, "select": 8, "holdout": 16})
+        run_study(ran, SILENT, RunOptions(fork=True))
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny#3"
+        second = optuna.load_study(study_name="tiny#2", storage=study._storage)  # pyright: ignore
+        assert len(second.trials) == 14
+
+
+def test_a_chain_that_was_stored_before_is_followed(ran: Path):
+    study_of(ran.parent, weight=3.0)
+    run_study(ran, SILENT)
+    checked = check_study(ran)
+    with open_study(checked) as second:
+        storage = second._storage  # pyright: ignore
+        first = optuna.load_study(study_name="tiny", storage=storage)
+        first.set_user_attr("current", None)
+        first.set_user_attr("next", "tiny#2")
+    with open_study(checked) as study:
+        assert study.study_name == "tiny#2"
+
+
+def test_a_study_that_never_began_may_have_another_goal(tmp_path: Path):
+    path = study_of(tmp_path)
+    with open_study(check_study(path)) as study:
+        assert study.study_name == "tiny"
+    front = SEARCH | {"goal": "pareto", "trials": 4}
+    write_study(tmp_path, study_dict(objectives=BOTH, search=front))
+    run_study(path, SILENT)
+    with open_study(check_study(path)) as study:
+        assert {len(trial.values) for trial in study.trials} == {2}
 
 
 def test_points_outside_of_the_new_ranges_are_left_out(ran: Path):

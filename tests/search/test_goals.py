@@ -352,10 +352,8 @@ def test_a_study_of_another_goal_is_refused_with_the_way_out(pareto: Path):
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(ProtocolError) as error:
         run_study(path, silent())
-    assert (
-        "search.goal: its trials have 4 values each, and mean with these objectives has one value "
-        "each; undo the change, or give the study another name to begin anew"
-    ) in str(error.value)
+    assert 'goal: was "pareto", is not given' in error.value.mistakes
+    assert "run it with --fork: a new study with the same trials" in str(error.value)
 
 
 def test_a_changed_function_is_another_study(pareto: Path):

@@ -91,7 +91,7 @@ def test_it_is_told_by_check_and_before_the_first_worker_starts(
 
     monkeypatch.setattr("search.commands.on_ray", refuse)
     local = study.config.model_copy(update={"storage": str(tmp_path / "runs")})
-    monkeypatch.setattr("search.commands.check_study", lambda _: replace(study, config=local))
+    monkeypatch.setattr("search.commands.check_study", lambda *_: replace(study, config=local))
     out = Console(file=StringIO(), width=200)
     with pytest.raises(StudyError, match="no worker starts"):
         run_study(tmp_path / "study.yaml", out, RunOptions(workers=9))

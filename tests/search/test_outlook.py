@@ -130,7 +130,9 @@ def test_a_margin_may_be_given_later_but_clusters_may_not(tmp_path: Path):
     assert compare_study(study, quiet).verdicts.margin == 0.3
     named = {"task": "tiny_choice", "metric": "acc", "cluster": "query"}
     study.write_text(yaml.safe_dump(study_dict(objectives=[named])))
-    with pytest.raises(ProtocolError, match=r'clusters: was null, is {"tiny_choice": "query"}'):
+    with pytest.raises(
+        ProtocolError, match=r'clusters: was not given, is {"tiny_choice": "query"}'
+    ):
         compare_study(study, quiet)
 
 

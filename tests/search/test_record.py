@@ -22,7 +22,6 @@ from search.record import (
     card_from_dict,
     card_to_dict,
     described,
-    differences,
     finished,
     load,
     readings_to_dict,
@@ -123,32 +122,6 @@ def test_a_scorecard_round_trips():
 def test_a_missing_score_stays_missing():
     card = Scorecard((Score("t", "acc", None, None, 3, "2 items are not finite"),), {}, 0.0)
     assert card_from_dict(card_to_dict(card)) == card
-
-
-def test_equal_values_have_no_differences():
-    one = {"a": [1, {"b": None}], "c": "x"}
-    assert differences(one, {"c": "x", "a": [1, {"b": None}]}) == []
-    assert differences([1, 2], (1, 2)) == []  # as JSON they are the same
-
-
-@pytest.mark.parametrize(
-    ("stored", "stated", "lines"),
-    [
-        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b: was 1, is 2"]),
-        ({"a": 1}, {}, ["a: was 1, is null"]),
-        ({}, {"a": "x"}, ['a: was null, is "x"']),
-        ({"a": [1, 2]}, {"a": [2, 1]}, ["a: was [1, 2], is [2, 1]"]),
-        ({"a": {"b": 1}}, {"a": 3}, ['a: was {"b": 1}, is 3']),
-        ({"a": 1, "b": 2}, {"a": 2, "b": 3}, ["a: was 1, is 2", "b: was 2, is 3"]),
-    ],
-)
-def test_every_difference_is_a_line_with_its_place(stored: Any, stated: Any, lines: list[str]):
-    assert differences(stored, stated) == lines
-
-
-def test_long_values_are_cut():
-    (line,) = differences({"a": "x" * 100}, {"a": "y"})
-    assert line == 'a: was "' + "x" * 56 + '..., is "y"'
 
 
 def realistic(seed: int, items: int = 1000) -> Scorecard:

@@ -364,6 +364,31 @@ def test_auto_chooses_for_orders_of_layers(
     assert choose_sampler("auto", space, 500, 2)[0] == "composite"
 
 
+@pytest.mark.parametrize(
+    ("used", "word"),
+    [
+        ([], "tpe"),
+        ([[0, "composite", "auto"]], "composite"),
+        ([[0, "composite", "auto"], [8, "random", "random"]], "composite"),
+        ([[0, "random", "random"]], "tpe"),
+        ([[0, "composite", "composite"]], "tpe"),
+        ([[0, "composite"]], "composite"),  # stored before it was kept who chose
+        ([[0, "random"]], "tpe"),
+    ],
+)
+def test_auto_stays_with_what_auto_took(used: list[list[Any]], word: str, read_space: Read):
+    chosen, reason = choose_sampler("auto", with_choices(read_space), 1000, 1, used)
+    assert chosen == word
+    assert ("auto took it at trial 0" in reason) is (word != "tpe")
+    assert choose_sampler("qmc", with_choices(read_space), 1000, 1, used)[0] == "qmc"
+
+
+def test_auto_does_not_stay_with_what_cannot_search_any_more(read_space: Read):
+    used = [[0, "cmaes", "auto"]]
+    assert choose_sampler("auto", with_choices(read_space), 1000, 1, used)[0] == "tpe"
+    assert choose_sampler("auto", with_choices(read_space), 1000, 2, used)[0] == "nsgaii"
+
+
 def test_every_rule_is_of_use_and_the_last_one_fits_all():
     assert {rule.word for rule in RULES} <= set(WORDS)
     last = RULES[-1]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_study import study_dict
 
@@ -273,3 +274,16 @@ def test_a_candidate_whose_piece_is_given_up_fails_alone(pool: Any, deadly: rang
     assert found.failure == "given up: its worker died 3 times while it ran"
     assert len(Worker.jobs) == 2
     assert len(pool._idle) == 4
+
+
+def test_a_worker_checks_the_file_with_the_budget_that_was_typed(study_folder: Path):
+    path = study_folder / "budget.yaml"
+    path.write_text(yaml.safe_dump(study_dict(search={"sampler": "gp", "trials": 1000})))
+    threads = torch.get_num_threads()
+    try:
+        assert "the budget is 1000" in (
+            ray_evaluators._Worker(str(path), threads, None).open() or ""
+        )
+        assert ray_evaluators._Worker(str(path), threads, 6).open() is None
+    finally:
+        torch.set_num_threads(threads)
