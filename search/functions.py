@@ -46,7 +46,7 @@ class Scorer:
             with torch.inference_mode():
                 given = self.function(model, tokenizer)
                 found = _mean(given)
-        except Exception as error:  # a user's own code can fail in any way
+        except (Exception, SystemExit) as error:  # a user's own code can fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise ScorerError(f"function '{self.name}' failed: {reason}") from error
         if found is None or not math.isfinite(found):
@@ -78,7 +78,7 @@ def load_scorer(text: str, folder: Path) -> Scorer:
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's own code
+    except (Exception, SystemExit) as error:  # a user's own code
         raise ScorerError(f"{path} fails: {type(error).__name__}: {error}") from None
     function = getattr(module, name, None)
     if not callable(function):
