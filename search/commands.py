@@ -47,7 +47,7 @@ from search.outlook import announcement, print_outlook
 from search.placing import misplaced
 from search.progress import watch
 from search.ray_evaluators import on_ray
-from search.record import ended
+from search.record import best_of, ended
 from search.searching import Budget, run_search
 from search.study import keep_protocol, open_study, stop_on_interrupt
 from search.tables import print_finalists, print_job
@@ -103,7 +103,9 @@ def run_study(
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
-            watch(console, trials, ended(study), quiet=quiet, verbose=verbose) as watcher,
+            watch(
+                console, trials, ended(study), best_of(study), quiet=quiet, verbose=verbose
+            ) as watcher,
         ):
             run_search(study, bench, evaluators, watcher, stop, Budget(trials, options.seconds))
             if stop.asked:
