@@ -130,6 +130,7 @@ def test_a_long_front_is_spread_from_the_best_mean_to_the_far_ends():
     assert sorted(spread(values, [0.0] * 11, 99)) == list(range(11))
 
 
+RECIPE = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}]}
 FLOORS = [
     {"task": "tiny_choice", "metric": "acc", "floor": {"parents": 0.05}},
     {"task": "tiny_text", "floor": 1.0},
@@ -178,6 +179,42 @@ def test_the_claim_says_of_each_limit_whether_it_is_kept(floors: Path):
     assert claim.figures == {"depth": dict.fromkeys(claim.figures["depth"], 3)}
     for text in ("Limits: what the winner has above each", "broken", "depth (a figure without"):
         assert text in out.getvalue()
+
+
+def test_only_finalists_are_compared_though_parents_were_scored_on_the_same_items(floors: Path):
+    study = opened(floors)
+    finalists = study.user_attrs["finalists"]
+    assert len(finalists) == 3
+    assert study.user_attrs["winner"] in finalists
+    parents = [t.number for t in study.get_trials() if t.user_attrs.get("reused") in ("a", "b")]
+    known = study.user_attrs["select"]
+    assert all(study.get_trials()[n].user_attrs["fingerprint"] in known for n in parents)
+    others = [number for number in range(6) if number not in finalists]
+    assert set(others) & set(parents)
+    listed = ", ".join(map(str, finalists))
+    for number in others:
+        message = f"trial {number} is no finalist of this study; finalists are {listed}$"
+        with pytest.raises(NothingFound, match=message):
+            compare_study(floors, silent(), trial=number)
+    looks = opened(floors).user_attrs.get("looks", [])
+    assert not {look["trial"] for look in looks} & set(others)
+
+
+def test_finalists_that_are_known_models_are_listed_too():
+    """Also in a study that did not keep who they are."""
+    study = optuna.create_study()
+    for number, more in enumerate(({}, {"reused": "a"}, {}, {"reused": 1})):
+        key = f"model {number % 3 if number < 3 else 1}"
+        attributes = {"fingerprint": key, "recipe": RECIPE, **more}
+        study.add_trial(create_trial(value=0.5, user_attrs=attributes))
+    study.set_user_attr("winner", 2)
+    study.set_user_attr("select", {"model 1": {}, "model 2": {}})
+    assert chosen(study, 1).number == 1
+    with pytest.raises(NothingFound, match="trial 3 is no finalist of this study; fin.* are 1, 2$"):
+        chosen(study, 3)
+    study.set_user_attr("finalists", [2])
+    with pytest.raises(NothingFound, match="trial 1 is no finalist of this study; fin.* are 2$"):
+        chosen(study, 1)
 
 
 def test_a_card_says_which_limits_are_kept(floors: Path):
