@@ -4,7 +4,9 @@ torch counts a tensor's changes itself, but not those made through `.data` or nu
 CPU reads 10 GB/s here (cryptographic digests: 1 to 2), an accelerator as fast as its memory is.
 """
 
+from collections.abc import Sequence
 from functools import cache
+from typing import cast
 
 import torch
 
@@ -22,11 +24,10 @@ def checksum(tensor: torch.Tensor) -> tuple[int, ...]:
     Args:
         tensor: Of any shape and dtype. Sums of one place in memory are to be compared, not of two.
     """
-    words = _words(tensor)
-    weights, room = _weights(words.device)
+    weights, room = _weights(tensor.device)
+    pieces = cast("Sequence[torch.Tensor]", _words(tensor).split(len(weights)))  # pyright: ignore
     sums = [
-        torch.mul(piece, weights[: len(piece)], out=room[: len(piece)]).sum()
-        for piece in words.split(len(weights))
+        torch.mul(piece, weights[: len(piece)], out=room[: len(piece)]).sum() for piece in pieces
     ]
     return tuple(int(one) for one in torch.stack(sums).tolist())  # pyright: ignore
 

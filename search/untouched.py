@@ -1,8 +1,8 @@
 """What somebody else's code did to the live model, and the way back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,10 @@ class _Tensor:
     data: torch.Tensor
     gradients: bool
     sum: tuple[int, ...]
+
+    def same(self) -> bool:
+        """Whether it lies where it lay, and holds what it held."""
+        return _place(self.itself) == _place(self.data) and checksum(self.itself) == self.sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,7 @@ class Untouched:
         live = _live(self.model)
         yield from (name for name in live if name not in self.tensors)
         for name, one in self.tensors.items():
-            now = live.get(name)
-            if now is not one.itself or not _same_place(now, one.data) or checksum(now) != one.sum:
+            if live.get(name) is not one.itself or not one.same():
                 yield name
 
     def _asking(self) -> Iterator[str]:
@@ -104,9 +107,10 @@ def untouched(model: torch.nn.Module) -> Untouched:
         name: _Tensor(one, one.data, one.requires_grad, checksum(one))
         for name, one in _live(model).items()
     }
+    named = cast("Iterable[tuple[str, torch.nn.Module]]", model.named_modules())
     modules = {
         name: _Module(one, one.training, tuple(map(dict[str, Any], _parts(one))), _buffers(one))
-        for name, one in model.named_modules()
+        for name, one in named
     }
     return Untouched(model, tensors, modules, torch.is_grad_enabled())
 
@@ -132,11 +136,8 @@ def _same_entries(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
     return list(now) == list(before) and all(now[key] is before[key] for key in before)
 
 
-def _same_place(now: torch.Tensor, before: torch.Tensor) -> bool:
-    def place(one: torch.Tensor) -> tuple[Any, ...]:
-        return one.data_ptr(), one.shape, one.stride(), one.dtype, one.device
-
-    return place(now) == place(before)
+def _place(one: torch.Tensor) -> tuple[Any, ...]:
+    return one.data_ptr(), one.shape, one.stride(), one.dtype, one.device
 
 
 def _told(names: list[str], text: str) -> str | None:

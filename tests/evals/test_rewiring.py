@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def test_what_somebody_writes_into_the_live_model_is_gone_after_renewing(folders
     live, other = (live_model(folders("mixtral"), whole("a")) for _ in range(2))
     merged = half_and_half((0, 1, 2))
     turns = (recipe_of(whole("a")), merged, recipe_of(whole("a")))
-    for written, next_one in zip(turns, turns[1:], strict=False):
+    for written, next_one in pairwise(turns):
         for recipe in (written, written, next_one):
             plan = compile_plan(recipe, live.parents)
             apply(plan, live.bench)
