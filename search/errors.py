@@ -6,6 +6,7 @@ NothingFound     no trial gave a score: exit code 3
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class StudyError(ValueError):
@@ -17,13 +18,17 @@ class StudyError(ValueError):
     """
 
     def __init__(self, mistakes: Sequence[str], where: str = "") -> None:
-        self.mistakes = tuple(mistakes)
+        self.mistakes, self.where = tuple(mistakes), where
         head = f"{where}: " if where else ""
         if len(self.mistakes) == 1:
             super().__init__(head + self.mistakes[0])
         else:
             lines = "\n".join(f"  - {mistake}" for mistake in self.mistakes)
             super().__init__(f"{head}{len(self.mistakes)} mistakes\n{lines}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What to make it of again where a worker's is told by another process."""
+        return type(self), (self.mistakes, self.where)
 
 
 class ProtocolError(StudyError):

@@ -25,7 +25,7 @@ from search.layouts import Layout
 from search.record import card_from_dict, readings_from_dict
 from search.space import Choice, Dimension, Real, Share, Whole, holes
 from search.storage import read_storage
-from search.writing import size
+from search.writing import counted, size
 
 DISCORDANCES = (0.05, 0.10, 0.20)
 _TWO_POINTS = 0.02
@@ -144,7 +144,7 @@ def announcement(checked: CheckedStudy) -> str:
     """What a search is about to do, in one line."""
     space, (word, reason) = checked.space, checked.sampler
     return (
-        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
+        f"Study '{checked.config.name}': {counted(len(space.dimensions), 'dimension')}, "
         f"{', '.join(space.methods)}; sampler {word} ({reason}); {_items_text(checked.tasks)}; "
         f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}"
     )
@@ -192,7 +192,7 @@ def _print_dimensions(console: Console, checked: CheckedStudy) -> None:
         if isinstance(node, Share)
         for d in node.dimensions
     }
-    table = _table(f"{len(dimensions)} dimensions")
+    table = _table(counted(len(dimensions), "dimension"))
     for name in ("dimension", "values", "scale", "start", "exists if"):
         table.add_column(name)
     for dimension in dimensions:

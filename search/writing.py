@@ -69,6 +69,11 @@ def places(checked: CheckedStudy) -> Mapping[str, str]:
     return {alias: absolute(reference, checked.folder) for alias, reference in models.items()}
 
 
+def counted(number: int, what: str) -> str:
+    """How many of something there are."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def size(count: int) -> str:
     """Bytes for people."""
     value, units = float(count), ("B", "kB", "MB", "GB", "TB")

@@ -25,6 +25,7 @@ from search.commands import compare_study, export_study, run_study
 from search.config import ObjectiveConfig
 from search.errors import NothingFound, ProtocolError, StudyError
 from search.finals import chosen, front_of
+from search.functions import load_scorer
 from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
 from search.record import (
     baseline_results,
@@ -210,10 +211,12 @@ def test_finalists_that_are_known_models_are_listed_too():
     study.set_user_attr("winner", 2)
     study.set_user_attr("select", {"model 1": {}, "model 2": {}})
     assert chosen(study, 1).number == 1
-    with pytest.raises(NothingFound, match="trial 3 is no finalist of this study; fin.* are 1, 2$"):
+    with pytest.raises(
+        NothingFound, match=r"trial 3 is no finalist of this study; fin.* are 1, 2$"
+    ):
         chosen(study, 3)
     study.set_user_attr("finalists", [2])
-    with pytest.raises(NothingFound, match="trial 1 is no finalist of this study; fin.* are 2$"):
+    with pytest.raises(NothingFound, match=r"trial 1 is no finalist of this study; fin.* are 2$"):
         chosen(study, 1)
 
 
@@ -285,6 +288,17 @@ def picky(model, tokenizer):
 
 def nothing(model, tokenizer):
     return float("nan")
+"""
+TAKES = """
+def one(model): 1 / 0
+def two(model, tokenizer): 1 / 0
+def three(model, tokenizer, batch): 1 / 0
+def more(model, tokenizer, batch=8): 1 / 0
+def any_(*given): 1 / 0
+def named(*, model, tokenizer): 1 / 0
+class Scorer:
+    def __new__(cls, model, tokenizer): 1 / 0
+max = max  # has no signature
 """
 FRONT = [
     {"task": "tiny_choice", "metric": "acc"},
@@ -428,6 +442,8 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder:
     (study_folder / "short.txt").write_text("One. \n\n Two.")
     (study_folder / "broken.py").write_text("1 / 0")
     (study_folder / "empty.py").write_text("")
+    (study_folder / "takes.py").write_text(TAKES)
+    (study_folder / "leaves.py").write_text("import sys\nsys.exit(3)")
     objectives = [
         {"task": "tiny_choice"},
         {"text": "./nowhere.txt"},
@@ -435,6 +451,8 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder:
         {"function": "./nowhere.py:f"},
         {"function": "./broken.py:g"},
         {"function": "./empty.py:h"},
+        {"function": "./leaves.py:i"},
+        *({"function": f"./takes.py:{name}"} for name in ("one", "three", "named")),
     ]
     path = study_folder / "wrong.yaml"
     path.write_text(yaml.safe_dump(study_dict(objectives=objectives)))
@@ -442,15 +460,60 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder:
         check_study(path)
     expected = [
         f"objectives[1]: text 'nowhere.txt': there is no file {study_folder / 'nowhere.txt'}",
-        "objectives[2]: task 'short.txt': has 1 different items, too few for search 16, select 8, "
+        "objectives[2]: text 'short.txt': has 1 item, too few for search 16, select 8, "
         "holdout 16; lower them under 'items'; or give a longer text, or fewer chars than 1,000 "
         "to a piece",
         f"objectives[3].function: there is no file {study_folder / 'nowhere.py'}",
         f"objectives[4].function: {study_folder / 'broken.py'} fails: ZeroDivisionError: division "
         "by zero",
         f"objectives[5].function: {study_folder / 'empty.py'} has no function 'h'",
+        f"objectives[6].function: {study_folder / 'leaves.py'} fails: SystemExit: 3",
+        *(
+            f"objectives[{at}].function: {study_folder / 'takes.py'}: '{name}' is called with the "
+            f"model and its tokenizer, but takes {told}"
+            for at, name, told in (
+                (7, "one", "(model): too many positional arguments"),
+                (8, "three", "(model, tokenizer, batch): missing a required argument: 'batch'"),
+                (9, "named", "(*, model, tokenizer): too many positional arguments"),
+            )
+        ),
     ]
     assert list(error.value.mistakes) == expected
+
+
+@pytest.mark.parametrize("function", ["two", "more", "any_", "Scorer", "max"])
+def test_what_can_be_called_is_not_refused_and_not_called(study_folder: Path, function: str):
+    (study_folder / "takes.py").write_text(TAKES)
+    assert load_scorer(f"./takes.py:{function}", study_folder).name == function
+
+
+@pytest.mark.parametrize(
+    ("floor", "direction", "told"),
+    [
+        (1.5, None, "got 1.5"),
+        ({"parents": 1.5}, None, "got 1.5"),
+        (-0.1, "minimize", "got -0.1"),
+        (1.0, None, None),
+        (0.0, "minimize", None),
+    ],
+)
+def test_a_floor_of_an_accuracy_is_a_share(
+    study_folder: Path, floor: Any, direction: Any, told: str | None
+):
+    path = study_folder / "shares.yaml"
+    objectives = [
+        {"task": "tiny_text", "floor": 1.5},
+        {"task": "tiny_choice", "floor": floor, "direction": direction},
+    ]
+    path.write_text(yaml.safe_dump(study_dict(objectives=objectives)))
+    if told is None:
+        check_study(path)
+        return
+    with pytest.raises(StudyError) as error:
+        check_study(path)
+    assert error.value.mistakes == (
+        f"objectives[1].floor: acc is a share from 0 to 1 (0.6 is 60%), {told}",
+    )
 
 
 def silent() -> Console:
