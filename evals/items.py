@@ -251,7 +251,8 @@ def _too_few(task: str, free: Sequence[Document], counts: Counts, dealt: Split) 
         "have another role in another task": dealt.elsewhere,
     }
     told = "; ".join(f"{number} more {why}" for why, number in causes.items() if number)
-    start = f"task '{task}': has {len(free)} different items{f' ({told})' if told else ''}"
+    many = "1 item" if len(free) == 1 else f"{len(free)} different items"
+    start = f"task '{task}': has {many}{f' ({told})' if told else ''}"
     if not any(document.cluster for document in free):
         return f"{start}, too few for {wanted}; lower them under 'items'"
     sizes = Counter(map(_name, free))

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from evals.errors import EvaluationError
+from evals.errors import NoMemoryError
 
 T = TypeVar("T")
 
@@ -30,18 +30,18 @@ class BatchSize:
         """Do something with the present size; on out-of-memory halve it, remember that, try again.
 
         Raises:
-            EvaluationError: If one sequence doesn't fit, or a stated size doesn't.
+            NoMemoryError: If one sequence doesn't fit, or a stated size doesn't.
         """
         while True:
             try:
                 return work(self.sequences)
             except (RuntimeError, MemoryError) as error:
-                if not _is_memory(error):
+                if not is_memory(error):
                     raise
                 if not self.automatic or self.sequences == 1:
-                    raise EvaluationError(self._advice()) from None
+                    raise NoMemoryError(self._advice()) from None
             self.sequences //= 2
-            _release()
+            release()
 
     def _advice(self) -> str:
         if self.automatic:
@@ -52,14 +52,16 @@ class BatchSize:
         )
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
 
 
-def _release() -> None:
+def release() -> None:
+    """Give back what nobody holds any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

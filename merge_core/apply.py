@@ -73,6 +73,18 @@ class Workbench:
         self.lent.setdefault(name, slot.data)
         slot.data = tensor
 
+    def renew(self) -> None:
+        """Trust no live tensor any more, because somebody else has written to some of them.
+
+        What was lent is a parent's own memory, so the parents are made whole too.
+
+        Raises:
+            MergeError: If a parent's files can't be read again.
+        """
+        self.parents.heal()
+        self.geometry.packed.clear()
+        self.done.clear()
+
 
 def apply(plan: MergePlan, bench: Workbench) -> MergeStats:
     """Make the live model be what the plan describes.

@@ -52,6 +52,18 @@ class Parents:
         """Drop the tensors read so far, so that a streamed merge stays within its memory."""
         self._tensors.clear()
 
+    @torch.inference_mode()
+    def heal(self) -> None:
+        """Write into the tensors read so far what the files hold, wherever they differ from that.
+
+        Mapped pages are this process's own once they are written to; the files never change.
+        """
+        files = Parents(self.checkpoints, self.device, self.scratch)
+        for (parent, name), tensor in self._tensors.items():
+            stored = files.of(self.checkpoints[parent], name).to(self.device)
+            if not torch.equal(_bytes(tensor), _bytes(stored)):
+                tensor.copy_(stored)
+
     def of(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
         """A tensor of any checkpoint, stored or derived, on the CPU; nothing of it is kept.
 
@@ -69,3 +81,8 @@ class Parents:
             opened: Any = safe_open(path, framework="pt")
             self._files[path] = opened.__enter__()
         return self._files[path].get_tensor(name)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """What a tensor holds, NaN and all; `(bytes,)`."""
+    return tensor.reshape(-1).view(torch.uint8)

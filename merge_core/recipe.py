@@ -227,10 +227,17 @@ def read_parameters(data: object, where: str) -> Parameters:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping of parameter names, got {data!r}")
     items = cast("Mapping[str, object]", data).items()
-    return tuple(sorted((str(name), _settings(value, f"{where}.{name}")) for name, value in items))
+    return tuple(
+        sorted((str(name), read_settings(value, f"{where}.{name}")) for name, value in items)
+    )
 
 
-def _settings(value: object, where: str) -> tuple[Setting, ...]:
+def read_settings(value: object, where: str) -> tuple[Setting, ...]:
+    """Read one parameter: see `read_parameters`.
+
+    Raises:
+        RecipeError: If it is none of these.
+    """
     if isinstance(value, list):
         entries = cast("list[object]", value)
         if not entries:
@@ -319,7 +326,7 @@ def _slice(data: object, where: str) -> Slice:
 
 def _factors(value: object, where: str) -> tuple[Setting, ...]:
     """What a merged slice is multiplied by: numbers, each perhaps for some tensors."""
-    settings = _settings(value, where)
+    settings = read_settings(value, where)
     for setting in settings:
         if isinstance(setting.value, tuple):
             raise RecipeError(f"{where}: a factor has no gradient; write a slice for each factor")

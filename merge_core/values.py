@@ -101,6 +101,7 @@ class Values:
             raise RecipeError(
                 f"tensor '{name}': merge_method '{self.method.name}' needs '{parameter.name}'"
                 + (f" for model '{model}'" if model else "")
+                + _given(chain)
             )
         return parameter.default
 
@@ -158,6 +159,17 @@ def _chain(parameter: Parameter, scopes: tuple[Parameters, ...]) -> tuple[Settin
             if setting.filter is None:
                 return tuple(chain)
     return tuple(chain)
+
+
+def _given(chain: tuple[Setting, ...]) -> str:
+    """Which groups of tensors have a value, where some do and what to write for all others."""
+    groups = ", ".join(dict.fromkeys(f"'{one.filter}'" for one in chain if one.filter))
+    if not groups:
+        return ""
+    return (
+        f': there are values for {groups} alone; give one for all other tensors too, with "*" at '
+        "the end of 'by', or an entry without a filter"
+    )
 
 
 def _asked(out: str, ref: TensorRef) -> str:

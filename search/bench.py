@@ -58,6 +58,9 @@ from search.samplers import Used, choose_sampler, refusal
 from search.space import SearchSpace, holes, plain, tensor_groups
 from search.templates import no_template
 
+_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+"""Metrics of lm-eval that are a share of items, whatever the task."""
+
 _FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
 
 
@@ -243,6 +246,7 @@ def check_study(path: Path, trials: int | None = None) -> CheckedStudy:
     folder = path.resolve().parent
     mistakes: list[str] = []
     notes: tuple[str, ...] = ()
+    entries = "tasks" if is_genome(data) else "objectives"  # as the file calls them
     if is_genome(data):
         genome = read_genome(data, path, mistakes)
         data, notes = genome.study, genome.notes
@@ -263,7 +267,8 @@ def check_study(path: Path, trials: int | None = None) -> CheckedStudy:
     if fits := not mistakes:
         aligned = _aligned(space, checkpoints, mistakes)
         fits = not mistakes
-    tasks = _open_tasks(config, folder, mistakes)
+    tasks = _open_tasks(config, folder, mistakes, entries)
+    mistakes += _beyond_reach(config, tasks)
     scorers = _load_scorers(config, folder, mistakes)
     device = find_device(config.device, mistakes)
     if fits:
@@ -468,7 +473,9 @@ def _check_recipe_alone(data: Mapping[str, Any], mistakes: list[str]) -> None:
         build_space(recipe, models, mistakes, {})  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple[OpenTask, ...]:
+def _open_tasks(
+    config: StudyConfig, folder: Path, mistakes: list[str], entries: str
+) -> tuple[OpenTask, ...]:
     include = [folder / path for path in config.evaluation.tasks]
     for i, path in enumerate(include):
         if not path.is_dir():
@@ -482,15 +489,23 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
             if objective.has_items:
                 requests[at] = _request(objective, folder, common)
         except EvaluationError as error:
-            mistakes.append(f"objectives[{at}]: {error}")
+            mistakes.append(f"{entries}[{at}]: {error}")
     places = list(requests)
 
     def report(at: int, text: str) -> None:
         objective = config.objectives[places[at]]
-        if objective.text is not None and "too few" in text:
-            chars = objective.chars or CHARS
-            text += f"; or give a longer text, or fewer chars than {chars:,} to a piece"
-        mistakes.append(f"objectives[{places[at]}]: {text}")
+        if objective.text is not None:
+            text = text.replace("task '", "text '", 1)
+            if "too few" in text:
+                chars = objective.chars or CHARS
+                text += f"; or give a longer text, or fewer chars than {chars:,} to a piece"
+        if "no task of that name" in text and not include:
+            evolve = " (mergekit-evolve's --task-search-path)" if entries == "tasks" else ""
+            text += "" if text.endswith("?") else ";"
+            text += (
+                f" tasks of your own need their folder{evolve}: evaluation: {{tasks: [./folder]}}"
+            )
+        mistakes.append(f"{entries}[{places[at]}]: {text}")
 
     return open_tasks(
         list(requests.values()),
@@ -500,6 +515,19 @@ def _open_tasks(config: StudyConfig, folder: Path, mistakes: list[str]) -> tuple
         report,
         config.evaluation.metadata,
     )
+
+
+def _beyond_reach(config: StudyConfig, tasks: Sequence[OpenTask]) -> Iterator[str]:
+    """Floors of accuracies that are no shares: everybody would miss them, or nobody."""
+    metrics = {task.name: task.metric.split(",")[0] for task in tasks}
+    for at, objective in enumerate(config.objectives):
+        limit, metric = objective.floor, metrics.get(objective.name, "")
+        figure = limit["parents"] if isinstance(limit, dict) else limit
+        if metric in _SHARES and figure is not None and not 0 <= figure <= 1:
+            yield (
+                f"objectives[{at}].floor: {metric} is a share from 0 to 1 (0.6 is 60%), "
+                f"got {figure:g}"
+            )
 
 
 def _load_scorers(config: StudyConfig, folder: Path, mistakes: list[str]) -> dict[str, Scorer]:

@@ -301,7 +301,8 @@ def compare(
             needed = "" if c.needed is None else c.needed
             print(f"{c.candidate}\t{c.reference}\t{gain}\t{c.p:.6g}\t{c.verdict}\t{needed}")
     if tasks is None:
-        _say(f"Write it with: outcross export {models[0]} out/", quiet)
+        which = "" if trial is None else f" --trial {trial}"
+        _say(f"Write it with: outcross export {models[0]} out/{which}", quiet)
 
 
 @app.command()

@@ -48,7 +48,7 @@ from search.new import NewOptions, NewStudy, new_study, summary
 from search.outlook import announcement, print_outlook, proposing
 from search.progress import watch
 from search.ray_evaluators import on_ray
-from search.record import ended, finished, load, samplers_of
+from search.record import best_of, ended, finished, load, samplers_of
 from search.searching import Budget, run_search
 from search.study import (
     foresee_protocol,
@@ -112,7 +112,9 @@ def run_study(
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
-            watch(console, trials, ended(study), quiet=quiet, verbose=verbose) as watcher,
+            watch(
+                console, trials, ended(study), best_of(study), quiet=quiet, verbose=verbose
+            ) as watcher,
         ):
             run_search(study, bench, evaluators, watcher, stop, Budget(trials, options.seconds))
             if stop.asked:

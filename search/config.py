@@ -20,6 +20,8 @@ from merge_core.errors import RecipeError
 from merge_core.keys import nearest, read_model
 from search.errors import StudyError
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -343,6 +345,23 @@ class StudyConfig(_Section):
         return sum(objective.maximized for objective in self.objectives) if pareto else 1
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML's own takes the last."""
+
+    def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
+        """See `yaml.composer.Composer`: here, before anything of another mapping is merged in."""
+        node = super().compose_mapping_node(anchor)
+        known: dict[tuple[str, str], yaml.ScalarNode] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                first = known.setdefault((key.tag, key.value), key)
+                if first is not key:
+                    line = first.start_mark.line + 1
+                    told = f"key '{key.value}' stands in line {line} already; give it once"
+                    raise yaml.MarkedYAMLError(problem=told, problem_mark=key.start_mark)
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
@@ -362,7 +381,8 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
         StudyError: If it can't be read; names the line.
     """
     try:
-        documents: list[object] = list(yaml.safe_load_all(path.read_text("utf-8")))
+        text = path.read_text("utf-8")
+        documents: list[object] = list(yaml.load_all(text, _Loader))
     except FileNotFoundError:
         raise StudyError(["there is no such file"], str(path)) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ NothingFound     no trial gave a score: exit code 3
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class StudyError(ValueError):
@@ -20,7 +21,7 @@ class StudyError(ValueError):
     called = "mistakes"
 
     def __init__(self, mistakes: Sequence[str], where: str = "", advice: str = "") -> None:
-        self.mistakes = tuple(mistakes)
+        self.mistakes, self.where, self.advice = tuple(mistakes), where, advice
         head = f"{where}: " if where else ""
         if len(self.mistakes) == 1:
             super().__init__(head + "; ".join(filter(None, [self.mistakes[0], advice])))
@@ -28,6 +29,10 @@ class StudyError(ValueError):
             lines = "\n".join(f"  - {mistake}" for mistake in self.mistakes)
             told = f"{head}{len(self.mistakes)} {self.called}\n{lines}"
             super().__init__("\n".join(filter(None, [told, advice])))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What to make it of again where a worker's is told by another process."""
+        return type(self), (self.mistakes, self.where, self.advice)
 
 
 class ProtocolError(StudyError):

@@ -183,6 +183,9 @@ def select_winner(
         members = [[found[at].record.number, list(values[at])] for at in kept]
         study.set_user_attr("front", members)
     found.sort(key=lambda finalist: finalist.rank)
+    before: list[int] = study.user_attrs.get("finalists", [])  # one stays a finalist
+    numbers = [finalist.record.number for finalist in found]
+    study.set_user_attr("finalists", sorted({*before, *numbers}))
     study.set_user_attr("winner", found[0].record.number)
     return tuple(found)
 
@@ -248,13 +251,19 @@ def chosen(study: optuna.Study, trial: int | None) -> Record:
     best = winner(study)
     if trial is None or trial == best.number:
         return best
-    select: dict[str, Any] = study.user_attrs["select"]
-    known = [t for t in finished(study) if t.user_attrs["fingerprint"] in select]
-    found = next((t for t in known if t.number == trial), None)
-    if found is None:
-        numbers = ", ".join(str(t.number) for t in known if "reused" not in t.user_attrs)
+    known = _finalists(study)
+    if trial not in known:
+        numbers = ", ".join(map(str, known))
         raise NothingFound(f"trial {trial} is no finalist of this study; finalists are {numbers}")
-    return load(found)
+    return load(study.get_trials(deepcopy=False)[trial])
+
+
+def _finalists(study: optuna.Study) -> list[int]:
+    """Numbers of the trials among which a winner was chosen; of equal models the first."""
+    if "finalists" in study.user_attrs:
+        return study.user_attrs["finalists"]
+    select: dict[str, Any] = study.user_attrs["select"]  # of a study that did not keep them
+    return sorted(trial.number for key, trial in by_fingerprint(study).items() if key in select)
 
 
 def claim(study: optuna.Study, bench: Bench, margin: float, trial: int | None = None) -> Claim:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ class Scorer:
             with torch.inference_mode():
                 given = self.function(model, tokenizer)
                 found = _mean(given)
-        except Exception as error:  # a user's own code can fail in any way
+        except (Exception, SystemExit) as error:  # a user's own code can fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise ScorerError(f"function '{self.name}' failed: {reason}") from error
         if found is None or not math.isfinite(found):
@@ -65,7 +66,8 @@ def load_scorer(text: str, folder: Path) -> Scorer:
         folder: What a relative path is relative to.
 
     Raises:
-        ScorerError: If there is no such file or function, or the file fails.
+        ScorerError: If there is no such file or function, the file fails, or the function can't be
+            called with a model and a tokenizer.
     """
     place, _, name = text.rpartition(":")
     path = (folder / Path(place).expanduser()).resolve()
@@ -78,12 +80,27 @@ def load_scorer(text: str, folder: Path) -> Scorer:
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's own code
+    except (Exception, SystemExit) as error:  # a user's own code
         raise ScorerError(f"{path} fails: {type(error).__name__}: {error}") from None
     function = getattr(module, name, None)
     if not callable(function):
         raise ScorerError(f"{path} has no function '{name}'")
+    _check_arguments(function, f"{path}: '{name}'")
     return Scorer(name, function, digest)
+
+
+def _check_arguments(function: Callable[..., Any], where: str) -> None:
+    """Refuse what can't be called as it will be; it isn't called."""
+    try:
+        known = signature(function)
+    except (TypeError, ValueError):  # compiled code need not say what it takes
+        return
+    try:
+        known.bind(None, None)
+    except TypeError as error:
+        raise ScorerError(
+            f"{where} is called with the model and its tokenizer, but takes {known}: {error}"
+        ) from None
 
 
 def _mean(given: Any) -> float | None:

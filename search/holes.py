@@ -117,6 +117,9 @@ class _Reader:
                 self._tell(inner, ": expected a recipe")
                 return {METHOD: ""}
             own = cast("Mapping[str, Any]", part)
+            if BRANCH in own:
+                self._tell(inner, ": a choice of recipes can't stand in another; list all in one")
+                return {METHOD: ""}
             self._check_keys(own, _OWN_KEYS, inner)
             return self._recipe(dict(own), inner)
 

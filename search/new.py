@@ -22,6 +22,7 @@ from search.inspection import WHERE, Inspection, inspect_models
 from search.lineup import read_task
 from search.models import read_reference
 from search.proposal import Change, Space, changes, choose_space, default_trials
+from search.sizes import counted
 from search.study_text import Facts, Plan, study_lines
 
 _ALIAS = re.compile(r"^[A-Za-z][\w.-]*$")
@@ -278,8 +279,9 @@ def summary(written: NewStudy) -> Iterator[str]:
         told = ", ".join(f"{role} {share:.0%}" for role, share in parts if share >= 0.005)
         yield f"change of '{alias}': {change.relative:.2%} of the weights' norm; {told}"
     word, reason = checked.sampler()
+    dimensions = counted(len(checked.space.dimensions), "dimension")
     yield (
-        f"search: {len(checked.space.dimensions)} dimensions, {', '.join(space.methods)}; "
+        f"search: {dimensions}, {', '.join(space.methods)}; "
         f"{checked.config.search.trials} trials; sampler {word} ({reason})"
     )
     items = checked.config.items

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from merge_core.errors import RecipeError
 from merge_core.keys import nearest
-from merge_core.recipe import Scalar
+from merge_core.recipe import Scalar, read_settings
 from merge_core.registry import MergeMethod, Parameter, Range
 from search.dimensions import Choice, Prior, Real, Whole
 from search.scopes import Scope
@@ -35,7 +36,9 @@ def read_value(
     place = scope.where
     if isinstance(value, list) and any(holes_in(entry) for entry in cast("list[Any]", value)):
         tell(f"{place}: a hole can't stand in a list; write one hole with 'by' and 'knots'")
+        return cast("Any", value)
     if not isinstance(value, Mapping) or "value" in value:
+        _check_plain(cast("Any", value), place, parameter, owners, tell)
         return cast("Any", value)
     hole = cast("Mapping[str, Any]", value)
     if unknown := [key for key in hole if key not in _HOLE_KEYS]:
@@ -52,6 +55,28 @@ def read_value(
     else:
         tell(f"{place}: a hole needs 'range', 'choice' or 'simplex'")
     return Hole(Spread(), ())
+
+
+def _check_plain(
+    value: Any, place: str, parameter: str, owners: list[MergeMethod], tell: Tell
+) -> None:
+    """Tell what is wrong with a value that is no hole."""
+    try:
+        settings = read_settings(value, place)
+    except RecipeError as error:
+        tell(str(error))
+        return
+    asked = [p for m in owners if (p := m.parameter(parameter))]
+    for setting in settings:
+        given = setting.value if isinstance(setting.value, tuple) else (setting.value,)
+        for word in (one for one in given if isinstance(one, str)):
+            if not all(_fits(one, word) for one in asked):
+                tell(f"{place}: '{parameter}' can't be {word!r}{_hint(word, parameter, owners)}")
+
+
+def _hint(word: str, parameter: str, owners: list[MergeMethod]) -> str:
+    words = parameter_words(parameter, owners)
+    return f"; {nearest(word, words)}" if words else ""
 
 
 def holes_in(entry: object) -> bool:
@@ -120,8 +145,7 @@ def _choice(
     asked = [p for m in owners if (p := m.parameter(parameter))]
     for _, option in pairs:
         if not isinstance(option, list | Mapping) and not all(_fits(p, option) for p in asked):
-            words = parameter_words(parameter, owners)
-            hint = f"; {nearest(str(option), words)}" if words else ""
+            hint = _hint(str(option), parameter, owners)
             tell(f"{place}.choice: '{parameter}' can't be {option!r}{hint}")
     labels = tuple(label for label, _ in pairs)
     if len(set(map(str, labels))) < len(labels):
@@ -132,16 +156,14 @@ def _choice(
     methods, under = tuple(m.name for m in owners), scope.owned(owners)
     choice = Choice(name, labels, methods, parameter, under, start)
     inner = replace(scope, under=under)
-    nodes = tuple(
-        read_value(
-            option,
-            inner.option(at, name, cast("str", label), f"{name}.{label}"),
-            parameter,
-            owners,
-            tell,
-        )
-        for at, (label, option) in enumerate(pairs)
-    )
+
+    def node(at: int, label: Scalar, option: Any) -> Any:
+        if not isinstance(option, list | Mapping):
+            return option  # is checked above
+        place = inner.option(at, name, cast("str", label), f"{name}.{label}")
+        return read_value(option, place, parameter, owners, tell)
+
+    nodes = tuple(node(at, label, option) for at, (label, option) in enumerate(pairs))
     return Branch(choice, nodes)
 
 

@@ -22,7 +22,7 @@ from search.idle import idle_warning
 from search.layouts import Layout
 from search.record import card_from_dict, readings_from_dict, samplers_of
 from search.samplers import Used
-from search.sizes import size
+from search.sizes import counted, size
 from search.space import Choice, Dimension, Real, Share, Whole, holes
 
 DISCORDANCES = (0.05, 0.10, 0.20)
@@ -134,7 +134,7 @@ def announcement(checked: CheckedStudy) -> str:
     """What a search is about to do, in one line; who proposes is told by `proposing`."""
     space = checked.space
     return (
-        f"Study '{checked.config.name}': {len(space.dimensions)} dimensions, "
+        f"Study '{checked.config.name}': {counted(len(space.dimensions), 'dimension')}, "
         f"{', '.join(space.methods)}; {_items_text(checked.tasks)}; "
         f"{str(checked.dtype).removeprefix('torch.')} on {checked.device}"
     )
@@ -193,7 +193,7 @@ def _print_dimensions(console: Console, checked: CheckedStudy) -> None:
         if isinstance(node, Share)
         for d in node.dimensions
     }
-    table = _table(f"{len(dimensions)} dimensions")
+    table = _table(counted(len(dimensions), "dimension"))
     for name in ("dimension", "values", "scale", "start", "exists if"):
         table.add_column(name)
     for dimension in dimensions:

@@ -34,11 +34,14 @@ class Lines:
         console: Where to write.
         trials: The study's budget.
         verbose: Also tell each candidate's recipe.
+        best: The best trial of earlier runs, if there was one.
     """
 
-    def __init__(self, console: Console, trials: int, verbose: bool) -> None:
+    def __init__(
+        self, console: Console, trials: int, verbose: bool, best: Record | None = None
+    ) -> None:
         self.console, self.trials, self.verbose = console, trials, verbose
-        self.best: Record | None = None
+        self.best = best
         self.failures = 0
         self.clock = _Clock()
 
@@ -82,8 +85,10 @@ class Lines:
 class Panel(Lines):
     """A live panel: progress, best so far, baselines, failures, time left."""
 
-    def __init__(self, console: Console, trials: int, verbose: bool, done: int) -> None:
-        super().__init__(console, trials, verbose)
+    def __init__(
+        self, console: Console, trials: int, verbose: bool, done: int, best: Record | None = None
+    ) -> None:
+        super().__init__(console, trials, verbose, best)
         self.bar = Progress(
             TextColumn("searching"),
             BarColumn(),
@@ -129,17 +134,32 @@ class Panel(Lines):
 
 @contextmanager
 def watch(
-    console: Console, trials: int, done: int, *, quiet: bool, verbose: bool
+    console: Console,
+    trials: int,
+    done: int,
+    best: Record | None = None,
+    *,
+    quiet: bool,
+    verbose: bool,
 ) -> Generator[Silent | Lines]:
-    """The watcher that fits where the output goes."""
+    """The watcher that fits where the output goes.
+
+    Args:
+        console: Where to write.
+        trials: The study's budget.
+        done: Trials that ended in earlier runs.
+        best: The best of them.
+        quiet: Whether to say nothing.
+        verbose: Whether to tell each candidate's recipe.
+    """
     if quiet:
         yield Silent()
     elif console.is_terminal:
-        panel = Panel(console, trials, verbose, done)
+        panel = Panel(console, trials, verbose, done, best)
         with panel.live:
             yield panel
     else:
-        yield Lines(console, trials, verbose)
+        yield Lines(console, trials, verbose, best)
 
 
 def better(best: Record | None, record: Record) -> Record | None:

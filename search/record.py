@@ -217,6 +217,12 @@ def finished(study: Study) -> list[FrozenTrial]:
     return [trial for trial in complete if STOPPED not in trial.user_attrs]
 
 
+def best_of(study: Study) -> Record | None:
+    """The best trial so far; None if none was scored on all items."""
+    best = min(finished(study), key=rank_of, default=None)
+    return None if best is None else load(best)
+
+
 def ended(study: Study) -> int:
     """How many trials have a result, of whatever kind."""
     states = (TrialState.COMPLETE, TrialState.FAIL)

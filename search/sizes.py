@@ -1,4 +1,9 @@
-"""Bytes for people."""
+"""Counts and bytes for people."""
+
+
+def counted(number: int, what: str) -> str:
+    """Such as `1 dimension` or `1,200 dimensions`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def size(count: int) -> str:

@@ -12,7 +12,7 @@ from search.config import SearchConfig, StudyConfig
 from search.inspection import Inspection, overlap
 from search.outlook import reach
 from search.proposal import FEWEST, MOST, Change, Space
-from search.sizes import size
+from search.sizes import counted, size
 
 _NUMBER = ("float32", "float16", "bfloat16")
 
@@ -143,7 +143,7 @@ def _recipe(plan: Plan) -> Iterator[Line]:
 
 
 def _room(space: Space) -> str:
-    text = f"a mergekit recipe with holes; {space.dimensions} dimensions"
+    text = f"a mergekit recipe with holes; {counted(space.dimensions, 'dimension')}"
     if space.dimensions > MOST:
         return f"{text}: many, since each model has its own weight; give it more trials"
     if space.dimensions < FEWEST:
@@ -256,7 +256,11 @@ def _search(plan: Plan, facts: Facts | None) -> Iterator[Line]:
     yield Line(0, "search:", "how candidates are proposed")
     told = "" if facts is None else f": {facts.sampler} here ({facts.reason})"
     yield entry(1, "sampler", usual.sampler, f"chosen by space and budget{told}")
-    why = "as asked" if plan.asked else f"for {plan.space.dimensions} dimensions; more can follow"
+    why = (
+        "as asked"
+        if plan.asked
+        else f"for {counted(plan.space.dimensions, 'dimension')}; more can follow"
+    )
     yield entry(1, "trials", plan.trials, f"recipes to try, {why}")
     why = "proposed at once, so many workers can be busy; scores of a batch are seen together"
     yield entry(1, "batch", usual.batch, why)

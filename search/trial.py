@@ -24,6 +24,7 @@ from merge_core.recipe import Recipe
 from search.bench import Bench
 from search.errors import ScorerError
 from search.figures import figures_of
+from search.persistence import may_pass, persistent
 from search.racing import Race
 
 
@@ -133,6 +134,9 @@ def attempt(
 ) -> Outcome:
     """Make the live model be what a plan describes, and score it.
 
+    What may pass (`search.persistence`) is tried three times; all of it again, so that the result
+    is what it would have been without.
+
     Args:
         plan: Makes the plan.
         workbench: Parents and live tensors.
@@ -145,30 +149,41 @@ def attempt(
         rungs: Answer these only; None: all, and make their scorecard.
         measure: Whether to take the norms of the merged tensors of a model that was answered for.
     """
-    start = time.perf_counter()
-    seconds = 0.0
     look = look or (lambda made: _sound(made, workbench, harness))
+
+    def once() -> Outcome:
+        start = time.perf_counter()
+        seconds = 0.0
+        try:
+            made = plan()
+            harness.rewire(made.config)
+            apply(made, workbench)
+            seconds = time.perf_counter() - start
+            if reason := look(made):
+                return Outcome(None, reason, seconds)
+            layers = keys(made) if keys else None
+            if rungs is None:
+                outcome = _scored(harness, role, layers, race, seconds)
+            else:
+                piece = reduce(joined, harness.pieces(role, layers, rungs))
+                outcome = Outcome(None, None, seconds, piece=piece)
+        except Exception as error:  # a model or task may fail in any way on a strange candidate
+            if may_pass(error):
+                raise
+            return Outcome(None, reason_of(error), seconds)
+        whole = outcome.failure is None and outcome.verdict is None
+        if figures and whole:
+            outcome = _measured(outcome, figures, made)
+        if measure and (outcome.scorecard is not None or outcome.piece is not None):
+            outcome = replace(outcome, norms=norms_of(made, workbench.slots))
+        return outcome
+
     try:
-        made = plan()
-        harness.rewire(made.config)
-        apply(made, workbench)
-        seconds = time.perf_counter() - start
-        if reason := look(made):
-            return Outcome(None, reason, seconds)
-        layers = keys(made) if keys else None
-        if rungs is None:
-            outcome = _scored(harness, role, layers, race, seconds)
-        else:
-            piece = reduce(joined, harness.pieces(role, layers, rungs))
-            outcome = Outcome(None, None, seconds, piece=piece)
-    except Exception as error:  # a model or task may fail in any way on a strange candidate
-        return Outcome(None, reason_of(error), seconds)
-    whole = outcome.failure is None and outcome.verdict is None
-    if figures and whole:
-        outcome = _measured(outcome, figures, made)
-    if measure and (outcome.scorecard is not None or outcome.piece is not None):
-        outcome = replace(outcome, norms=norms_of(made, workbench.slots))
-    return outcome
+        return persistent(once, harness.answering.forget)
+    except Exception as error:
+        if not may_pass(error):
+            raise
+        return Outcome(None, f"{reason_of(error)} (tried three times)", 0.0)
 
 
 def reason_of(error: Exception) -> str:
@@ -205,7 +220,7 @@ def _measured(
     """The same with the figures that need no items; no scores if they can't be had."""
     try:
         return replace(outcome, figures=dict(figures(made)))
-    except Exception as error:  # a user's function may fail in any way
+    except ScorerError as error:  # any other stops the run: the live model may not be whole
         return replace(outcome, scorecard=None, failure=reason_of(error))
 
 

@@ -174,7 +174,7 @@ def test_out_of_memory_halves_the_batches_for_good(monkeypatch: pytest.MonkeyPat
 
     real = evals.likelihood.run
     monkeypatch.setattr(evals.likelihood, "run", run)
-    monkeypatch.setattr(evals.memory, "_release", lambda: None)  # a second each in a large process
+    monkeypatch.setattr(evals.memory, "release", lambda: None)  # a second each in a large process
     ours = scorer.score()
     assert max(sizes) > 700
     assert size.sequences < 64

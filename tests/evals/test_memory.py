@@ -11,7 +11,7 @@ from evals.memory import BatchSize
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch):
     """Collecting garbage takes a second in a process as large as the suite's."""
-    monkeypatch.setattr(evals.memory, "_release", lambda: None)
+    monkeypatch.setattr(evals.memory, "release", lambda: None)
 
 
 def needing(most: int, error: Exception):

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,23 @@ def test_experts_are_packed_once_and_then_lent(folders, monkeypatch, family: str
     for pack, names in live.resident.packs:
         first, end = pack.data_ptr(), pack.data_ptr() + pack.nbytes
         assert all(first <= live.resident.slots[name].data_ptr() < end for name in names)
+
+
+def test_what_somebody_writes_into_the_live_model_is_gone_after_renewing(folders):
+    """Lent packs, lent tensors and the model's own memory alike."""
+    live, other = (live_model(folders("mixtral"), whole("a")) for _ in range(2))
+    merged = half_and_half((0, 1, 2))
+    turns = (recipe_of(whole("a")), merged, recipe_of(whole("a")))
+    for written, next_one in pairwise(turns):
+        for recipe in (written, written, next_one):
+            plan = compile_plan(recipe, live.parents)
+            apply(plan, live.bench)
+            apply(compile_plan(recipe, other.parents), other.bench)
+            for name in {step.out for step in plan.steps} & set(live.bench.slots):
+                assert torch.equal(live.bench.slots[name], other.bench.slots[name]), name
+            for tensor in live.resident.model.parameters():
+                tensor.data.mul_(0.5)
+            live.bench.renew()
 
 
 @pytest.mark.parametrize("room", [True, False])

@@ -54,6 +54,23 @@ def test_derivations_stand_on_each_other(family):
     assert torch.equal(parents.tensor("b", NAME), parents.tensor("a", NAME) * 2)
 
 
+@pytest.mark.parametrize("derived", [True, False])
+def test_what_was_written_into_is_read_again_where_it_lies(family, derived: bool):
+    """Compiled loops know the addresses, and the files are never touched."""
+    checkpoint = doubled(family) if derived else doubled(family).derived[NAME].of
+    parents = Parents({"a": checkpoint}, CPU)
+    names = list(checkpoint.tensors)
+    tensors = {name: parents.tensor("a", name) for name in names}
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    for name in (NAME, names[0]):
+        tensors[name].zero_()
+    assert torch.equal(Parents({"a": checkpoint}, CPU).tensor("a", NAME), expected[NAME])
+    parents.heal()
+    for name, tensor in tensors.items():
+        assert parents.tensor("a", name) is tensor
+        assert torch.equal(tensor, expected[name])
+
+
 @pytest.mark.skipif(not MAPS.exists(), reason="Linux shows what is mapped")
 def test_a_derived_tensor_lies_in_a_file_that_has_no_name(family, tmp_path):
     """Mapped, so memory pressure can drop it; nameless, so not even a kill leaves it behind."""

@@ -560,7 +560,8 @@ SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
         (
             {"merge_method": "slerp", "base_model": "base", "models": ["a"]}
             | {"parameters": {"t": [{"filter": "embed", "value": 1}, {"filter": "l", "value": 1}]}},
-            "tensor 'norm.weight': merge_method 'slerp' needs 't'$",
+            "tensor 'norm.weight': merge_method 'slerp' needs 't': there are values for 'embed', "
+            "'l' alone; give one for all other tensors too",
         ),
         (
             PASSTHROUGH | {"parameters": {"scale": "big"}},

@@ -229,6 +229,10 @@ def test_a_mistake_in_a_choice(changes: dict[str, Any], message: str):
         ({"choice": [TIES, SLERP], "models": ["a"]}, "recipe.models: unknown key; known: choice"),
         ({"choice": [TIES, SLERP | {"dtype": "float32"}]}, "recipe.choice[1].dtype: unknown key"),
         ({"choice": [TIES, SLERP], "start": "x"}, "recipe.start: 'x' is none of option0, option1"),
+        (
+            {"choice": [TIES, {"choice": [SLERP, TIES]}]},
+            "recipe.choice[1]: a choice of recipes can't stand in another; list all in one",
+        ),
         ({"choice": [TIES, {"merge_method": "slerp"}]}, "recipe.choice[1]: give exactly one of"),
     ],
 )

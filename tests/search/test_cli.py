@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -452,6 +453,21 @@ def test_another_distribution_with_our_names_is_refused(
     code, _, err = run("run", tmp_path / "study.yaml")
     assert code == 2
     assert err.startswith("outcross: the package 'search' is also provided by search-engine; ")
+
+
+@pytest.mark.parametrize(("options", "end"), [((), ""), (("--trial", "7"), " --trial 7")])
+def test_what_was_compared_is_what_is_to_be_written(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    end: str,
+):
+    claim = SimpleNamespace(verdicts=SimpleNamespace(overall=()))
+    monkeypatch.setattr("search.commands.compare_study", lambda *_, **__: claim)  # pyright: ignore
+    study = write(tmp_path / "study.yaml")
+    code, out, _ = run("compare", study, *options)
+    assert (code, out) == (0, f"Write it with: outcross export {study} out/{end}\n")
 
 
 def test_help_does_not_wait_for_torch():

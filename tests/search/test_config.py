@@ -1,5 +1,6 @@
 """The study file: every mistake at once, each with its place."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tiny_study import study_dict
 
 from search.bench import check_study
 from search.config import StudyConfig, parse, read_yaml
-from search.errors import StudyError
+from search.errors import ProtocolError, StudyError
 
 
 def mistakes_of(**changes: Any) -> list[str]:
@@ -250,6 +251,27 @@ def test_a_recipe_that_does_not_fit_its_parents_is_named_with_its_method(study_f
     assert len(found) == 1
 
 
+def test_groups_that_leave_tensors_out_are_named_with_what_to_write(study_folder: Path):
+    recipe = study_dict()["recipe"]
+    recipe["models"][0]["parameters"]["weight"]["by"] = ["mlp", "self_attn"]
+    found = check(study_folder, "rest", recipe=recipe)
+    assert found == (
+        "recipe (task_arithmetic): tensor 'lm_head.weight': merge_method 'task_arithmetic' needs "
+        "'weight' for model 'a': there are values for 'mlp', 'self_attn' alone; give one for all "
+        "other tensors too, with \"*\" at the end of 'by', or an entry without a filter",
+    )
+
+
+def test_a_local_task_without_its_folder_is_told_where_that_stands(study_folder: Path):
+    found = check(study_folder, "tasks", evaluation={})
+    assert found == (
+        "objectives[0]: task 'tiny_choice': lm-eval has no task of that name; tasks of your own "
+        "need their folder: evaluation: {tasks: [./folder]}",
+    )
+    (found,) = check(study_folder, "tasks", objectives=[{"task": "nowhere"}])
+    assert found == "objectives[0]: task 'nowhere': lm-eval has no task of that name"
+
+
 def test_a_group_that_matches_no_tensor_is_a_mistake(study_folder: Path):
     hole = {"range": [0, 1], "by": ["self.attn", "*"]}
     recipe = study_dict()["recipe"] | {"models": [{"model": "a", "parameters": {"weight": hole}}]}
@@ -285,6 +307,16 @@ def test_one_mistake_is_one_line_and_several_are_a_list():
     assert str(StudyError(["x", "y"], "s.yaml")) == "s.yaml: 2 mistakes\n  - x\n  - y"
 
 
+def test_a_mistake_of_another_process_reads_the_same():
+    for error in (StudyError(["x", "y"], "s.yaml"), ProtocolError(["seed: was 1, is 2"])):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.mistakes) == (
+            type(error),
+            str(error),
+            error.mistakes,
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -292,6 +324,15 @@ def test_one_mistake_is_one_line_and_several_are_a_list():
         ("- a", "expected a mapping of keys at the top"),
         ("", "expected a mapping of keys at the top"),
         ("a: 1\n b: 2", "is not valid YAML: line 2, column 3"),
+        (
+            "a: 1\nb: 2\na: 1",
+            "is not valid YAML: line 3, column 1: key 'a' stands in line 1 already; give it once",
+        ),
+        (
+            "x:\n- {b: 1,\n   c: 2,\n   b: 3}",
+            "is not valid YAML: line 4, column 4: key 'b' stands in line 2 already",
+        ),
+        ("x: {3: 1, 3: 2}", "is not valid YAML: line 1, column 11: key '3' stands in line 1"),
     ],
 )
 def test_a_file_that_is_no_yaml_mapping(tmp_path: Path, text: str, message: str):
@@ -300,6 +341,15 @@ def test_a_file_that_is_no_yaml_mapping(tmp_path: Path, text: str, message: str)
     with pytest.raises(StudyError) as error:
         read_yaml(path)
     assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_what_is_merged_in_may_be_given_again(tmp_path: Path):
+    """YAML's `<<` is a default; and a key may stand in several mappings."""
+    path = tmp_path / "s.yaml"
+    text = "a: &a {q: 1, r: 1}\nb: &b {<<: *a, q: 2}\nc: {<<: *b, r: 3}\nd: {q: 4}\n"
+    path.write_text(text)
+    a, b = {"q": 1, "r": 1}, {"q": 2, "r": 1}
+    assert read_yaml(path) == {"a": a, "b": b, "c": {"q": 2, "r": 3}, "d": {"q": 4}}
 
 
 def test_a_study_is_one_document(tmp_path: Path):

@@ -12,7 +12,7 @@ from evals.objective import objective
 from search.bench import check_study
 from search.commands import RunOptions, compare_study, run_study
 from search.errors import ProtocolError
-from search.record import load, readings_from_dict
+from search.record import best_of, load, readings_from_dict
 from search.study import open_study
 
 SILENT = Console(file=StringIO())
@@ -51,6 +51,20 @@ def test_another_weight_judges_the_same_trials_anew(ran: Path):
     for one in after:
         assert one.value == objective([one.scorecard], readings, signal=True)
     assert [one.value for one in after] != [one.value for one in before]
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_the_best_that_is_told_is_the_best_of_all_runs(ran: Path, weight: float):
+    study_of(ran.parent, weight)
+    out = StringIO()
+    run_study(ran, Console(file=out, width=200), RunOptions(trials=15))
+    with open_study(check_study(ran)) as study:
+        first = best_of(study)
+    assert first is not None
+    assert first.number < 14, "the test needs a last trial that isn't the best"
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("trial ")]
+    assert line.startswith("trial 14 (15/15): ")
+    assert f"; best {first.value:.4f} (trial {first.number}); " in line
 
 
 def test_weights_put_back_give_the_values_that_there_were(ran: Path):

@@ -197,6 +197,15 @@ def test_one_model_with_a_chat_template_is_enough(study_folder: Path, tmp_path: 
     assert not found()
 
 
+def test_unknown_tasks_are_told_where_their_folder_stands(study_folder: Path):
+    with pytest.raises(StudyError) as error:
+        checked(study_folder, TIES, evaluation={}, tasks=["tiny_choice"])
+    assert error.value.mistakes == (
+        "tasks[0]: task 'tiny_choice': lm-eval has no task of that name; tasks of your own need "
+        "their folder (mergekit-evolve's --task-search-path): evaluation: {tasks: [./folder]}",
+    )
+
+
 def test_all_mistakes_come_with_the_file(study_folder: Path):
     with pytest.raises(StudyError, match=r"evolve\.yml") as error:
         checked(study_folder, TIES | {"filter": []}, tasks=[])

@@ -25,6 +25,7 @@ from search.commands import compare_study, export_study, run_study
 from search.config import ObjectiveConfig
 from search.errors import NothingFound, ProtocolError, StudyError
 from search.finals import chosen, front_of
+from search.functions import load_scorer
 from search.goals import Aim, Goals, Result, front, missed_text, spread, violation
 from search.record import (
     baseline_results,
@@ -130,6 +131,7 @@ def test_a_long_front_is_spread_from_the_best_mean_to_the_far_ends():
     assert sorted(spread(values, [0.0] * 11, 99)) == list(range(11))
 
 
+RECIPE = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}]}
 FLOORS = [
     {"task": "tiny_choice", "metric": "acc", "floor": {"parents": 0.05}},
     {"task": "tiny_text", "floor": 1.0},
@@ -178,6 +180,44 @@ def test_the_claim_says_of_each_limit_whether_it_is_kept(floors: Path):
     assert claim.figures == {"depth": dict.fromkeys(claim.figures["depth"], 3)}
     for text in ("Limits: what the winner has above each", "broken", "depth (a figure without"):
         assert text in out.getvalue()
+
+
+def test_only_finalists_are_compared_though_parents_were_scored_on_the_same_items(floors: Path):
+    study = opened(floors)
+    finalists = study.user_attrs["finalists"]
+    assert len(finalists) == 3
+    assert study.user_attrs["winner"] in finalists
+    parents = [t.number for t in study.get_trials() if t.user_attrs.get("reused") in ("a", "b")]
+    known = study.user_attrs["select"]
+    assert all(study.get_trials()[n].user_attrs["fingerprint"] in known for n in parents)
+    others = [number for number in range(6) if number not in finalists]
+    assert set(others) & set(parents)
+    listed = ", ".join(map(str, finalists))
+    for number in others:
+        message = f"trial {number} is no finalist of this study; finalists are {listed}$"
+        with pytest.raises(NothingFound, match=message):
+            compare_study(floors, silent(), trial=number)
+    looks = opened(floors).user_attrs.get("looks", [])
+    assert not {look["trial"] for look in looks} & set(others)
+
+
+def test_finalists_that_are_known_models_are_listed_too():
+    """Also in a study that did not keep who they are."""
+    study = optuna.create_study()
+    for number, more in enumerate(({}, {"reused": "a"}, {}, {"reused": 1})):
+        key = f"model {number % 3 if number < 3 else 1}"
+        attributes = {"fingerprint": key, "recipe": RECIPE, **more}
+        study.add_trial(create_trial(value=0.5, user_attrs=attributes))
+    study.set_user_attr("winner", 2)
+    study.set_user_attr("select", {"model 1": {}, "model 2": {}})
+    assert chosen(study, 1).number == 1
+    with pytest.raises(
+        NothingFound, match=r"trial 3 is no finalist of this study; fin.* are 1, 2$"
+    ):
+        chosen(study, 3)
+    study.set_user_attr("finalists", [2])
+    with pytest.raises(NothingFound, match=r"trial 1 is no finalist of this study; fin.* are 2$"):
+        chosen(study, 1)
 
 
 def test_a_card_says_which_limits_are_kept(floors: Path):
@@ -248,6 +288,17 @@ def picky(model, tokenizer):
 
 def nothing(model, tokenizer):
     return float("nan")
+"""
+TAKES = """
+def one(model): 1 / 0
+def two(model, tokenizer): 1 / 0
+def three(model, tokenizer, batch): 1 / 0
+def more(model, tokenizer, batch=8): 1 / 0
+def any_(*given): 1 / 0
+def named(*, model, tokenizer): 1 / 0
+class Scorer:
+    def __new__(cls, model, tokenizer): 1 / 0
+max = max  # has no signature
 """
 FRONT = [
     {"task": "tiny_choice", "metric": "acc"},
@@ -389,6 +440,8 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder:
     (study_folder / "short.txt").write_text("One. \n\n Two.")
     (study_folder / "broken.py").write_text("1 / 0")
     (study_folder / "empty.py").write_text("")
+    (study_folder / "takes.py").write_text(TAKES)
+    (study_folder / "leaves.py").write_text("import sys\nsys.exit(3)")
     objectives = [
         {"task": "tiny_choice"},
         {"text": "./nowhere.txt"},
@@ -396,6 +449,8 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder:
         {"function": "./nowhere.py:f"},
         {"function": "./broken.py:g"},
         {"function": "./empty.py:h"},
+        {"function": "./leaves.py:i"},
+        *({"function": f"./takes.py:{name}"} for name in ("one", "three", "named")),
     ]
     path = study_folder / "wrong.yaml"
     path.write_text(yaml.safe_dump(study_dict(objectives=objectives)))
@@ -403,15 +458,60 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_spent(study_folder:
         check_study(path)
     expected = [
         f"objectives[1]: text 'nowhere.txt': there is no file {study_folder / 'nowhere.txt'}",
-        "objectives[2]: task 'short.txt': has 1 different items, too few for search 16, select 8, "
+        "objectives[2]: text 'short.txt': has 1 item, too few for search 16, select 8, "
         "holdout 16; lower them under 'items'; or give a longer text, or fewer chars than 1,000 "
         "to a piece",
         f"objectives[3].function: there is no file {study_folder / 'nowhere.py'}",
         f"objectives[4].function: {study_folder / 'broken.py'} fails: ZeroDivisionError: division "
         "by zero",
         f"objectives[5].function: {study_folder / 'empty.py'} has no function 'h'",
+        f"objectives[6].function: {study_folder / 'leaves.py'} fails: SystemExit: 3",
+        *(
+            f"objectives[{at}].function: {study_folder / 'takes.py'}: '{name}' is called with the "
+            f"model and its tokenizer, but takes {told}"
+            for at, name, told in (
+                (7, "one", "(model): too many positional arguments"),
+                (8, "three", "(model, tokenizer, batch): missing a required argument: 'batch'"),
+                (9, "named", "(*, model, tokenizer): too many positional arguments"),
+            )
+        ),
     ]
     assert list(error.value.mistakes) == expected
+
+
+@pytest.mark.parametrize("function", ["two", "more", "any_", "Scorer", "max"])
+def test_what_can_be_called_is_not_refused_and_not_called(study_folder: Path, function: str):
+    (study_folder / "takes.py").write_text(TAKES)
+    assert load_scorer(f"./takes.py:{function}", study_folder).name == function
+
+
+@pytest.mark.parametrize(
+    ("floor", "direction", "told"),
+    [
+        (1.5, None, "got 1.5"),
+        ({"parents": 1.5}, None, "got 1.5"),
+        (-0.1, "minimize", "got -0.1"),
+        (1.0, None, None),
+        (0.0, "minimize", None),
+    ],
+)
+def test_a_floor_of_an_accuracy_is_a_share(
+    study_folder: Path, floor: Any, direction: Any, told: str | None
+):
+    path = study_folder / "shares.yaml"
+    objectives = [
+        {"task": "tiny_text", "floor": 1.5},
+        {"task": "tiny_choice", "floor": floor, "direction": direction},
+    ]
+    path.write_text(yaml.safe_dump(study_dict(objectives=objectives)))
+    if told is None:
+        check_study(path)
+        return
+    with pytest.raises(StudyError) as error:
+        check_study(path)
+    assert error.value.mistakes == (
+        f"objectives[1].floor: acc is a share from 0 to 1 (0.6 is 60%), {told}",
+    )
 
 
 def silent() -> Console:

@@ -15,6 +15,7 @@ from evals.power import smallest_gain
 from search.bench import check_study
 from search.errors import ProtocolError
 from search.outlook import announcement, discordance, print_outlook, reach
+from search.writing import counted
 
 
 def test_reach_is_the_power_of_the_holdout(tmp_path: Path):
@@ -25,6 +26,10 @@ def test_reach_is_the_power_of_the_holdout(tmp_path: Path):
     assert middle.mean == pytest.approx(smallest_gain([16, 16], [3, 1], 0.10))
     assert middle.tasks == pytest.approx([smallest_gain([16], [1], 0.10)] * 2)
     assert smallest_gain([high.needed] * 2, [3, 1], 0.20) <= 0.02
+
+
+def test_one_is_not_several():
+    assert (counted(1, "dimension"), counted(1200, "item")) == ("1 dimension", "1,200 items")
 
 
 def test_clusters_leave_fewer_independent_items(tmp_path: Path):

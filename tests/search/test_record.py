@@ -18,6 +18,8 @@ from merge_core.recipe import Recipe, Setting, Slice, Source
 from search.known import fingerprint
 from search.record import (
     Record,
+    Stopped,
+    best_of,
     by_fingerprint,
     card_from_dict,
     card_to_dict,
@@ -96,6 +98,19 @@ def test_a_reused_trial_says_whose_scores_it_has(study: optuna.Study):
     tell(study, record(0))
     tell(study, record(1, reused=0, merge_seconds=0.0))
     assert load(study.get_trials()[1]).reused == 0
+
+
+def test_the_best_keeps_all_limits_and_was_scored_on_all_items(study: optuna.Study):
+    assert best_of(study) is None
+    tell(study, record(0, value=None, scorecard=None, failure="x"))
+    assert best_of(study) is None
+    tell(study, record(1, missed={"depth": 0.0}))
+    tell(study, record(2, value=0.9, missed={"depth": 0.5}))
+    tell(study, record(3, value=0.8, missed={"depth": 0.0}, stopped=Stopped(8, 30.0, (0.8,))))
+    tell(study, record(4, missed={"depth": 0.0}))
+    best = best_of(study)
+    assert best is not None
+    assert best.number == 1
 
 
 def test_a_running_trial_has_no_value(study: optuna.Study):
