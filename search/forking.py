@@ -33,11 +33,22 @@ from search.record import (
 )
 from search.space import SearchSpace, Values, holes
 
-NEXT, PRIOR = "next", "prior"
-"""Attributes of a study: what the next one is called; what it tries first."""
+NEXT, PRIOR, STARTS = "next", "prior", "starts"
+"""Attributes of a study: what the next one is called; what it tries first, of the one before and
+how many in all."""
 
 _TAKEN = 10  # candidates of the study before
-_CARRIED = ("norms", "figures", "practice", "baselines", "select", "looks", "samplers")
+_CARRIED = (
+    PRIOR,
+    STARTS,
+    "norms",
+    "figures",
+    "practice",
+    "baselines",
+    "select",
+    "looks",
+    "samplers",
+)
 
 
 def last_of(study: optuna.Study) -> optuna.Study:

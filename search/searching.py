@@ -23,7 +23,7 @@ from search.bench import Bench, Reference
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
 from search.evidence import reader_of
-from search.forking import with_prior
+from search.forking import PRIOR, STARTS, with_prior
 from search.goals import Result, violation
 from search.known import known_names
 from search.racing import Leaders, Race
@@ -45,6 +45,7 @@ from search.record import (
 )
 from search.samplers import UNRACED, choose_sampler
 from search.space import SearchSpace
+from search.starts import affordable
 from search.study import Stop
 from search.trial import Outcome
 
@@ -103,7 +104,9 @@ def run_search(
     cards = baseline_cards(study, bench, evaluators)
     late = start + budget.seconds if budget.seconds is not None else math.inf
     known = baseline_results(study)
-    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench), known)
+    space = _with_starts(study, bench.study.space, budget.trials)
+    proposer = _proposer(study, bench)
+    search = _Search(study, bench, evaluators, stop, late, space, proposer, known)
     for name, card in cards.items():
         watcher.baseline(name, card, bench.goals.mean(known[name]))
     if ways := evaluators.ways():
@@ -140,6 +143,21 @@ def _proposer(study: optuna.Study, bench: Bench) -> Proposer:
     return Proposer(word, search.seed, batch, reader_of(bench.goals))
 
 
+def _with_starts(study: optuna.Study, space: SearchSpace, trials: int) -> SearchSpace:
+    """A space with as many points to try first as the budget affords.
+
+    The study keeps their number, and once all of them are tried another budget doesn't change it:
+    numbers of trials are places in the order of what samplers propose.
+    """
+    space = with_prior(space, study)
+    made = len(study.get_trials(deepcopy=False))
+    kept: int = study.user_attrs.get(STARTS, len(space.points) if made else 0)
+    if made <= kept:
+        kept = affordable(space, trials, len(study.user_attrs.get(PRIOR, [])))
+        study.set_user_attr(STARTS, kept)
+    return replace(space, points=space.points[:kept])
+
+
 @dataclass(slots=True)
 class _Search:
     """What a running search keeps in memory; storage holds all of it too."""
@@ -149,9 +167,9 @@ class _Search:
     evaluators: Evaluators
     stop: Stop
     late: float
+    space: SearchSpace
     proposer: Proposer
     baselines: Mapping[str, Result]
-    space: SearchSpace = field(init=False)
     parents: Sequence[Result] = field(init=False)
     known: dict[str, int] = field(init=False)
     given: dict[str, str] = field(init=False)
@@ -159,7 +177,6 @@ class _Search:
     done: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.space = with_prior(self.bench.study.space, self.study)
         self.parents = [self.baselines[name] for name in parents(self.bench.study.space)]
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
         self.given = known_names(self.bench.study.space)
