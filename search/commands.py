@@ -38,6 +38,7 @@ from search.finals import (
     select_winner,
     stored_claim,
 )
+from search.forking import PRIOR
 from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
@@ -100,6 +101,8 @@ def run_study(
     trials = options.trials or checked.config.search.trials
     with open_study(checked) as stored:
         study = keep_protocol(stored, bench, fork=options.fork)
+        if study is not stored and PRIOR in study.user_attrs and not ended(study):
+            _tell_taken(len(study.user_attrs[PRIOR]), console)
         with (
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
@@ -337,6 +340,16 @@ def _announce(checked: CheckedStudy, console: Console) -> None:
     console.print(announcement(checked), highlight=False, markup=False, soft_wrap=True)
     notes = [note for task in checked.tasks for note in task.notes]
     _warn(console, (*checked.warnings, *notes))
+
+
+def _tell_taken(count: int, console: Console) -> None:
+    """What a new study has of the one before it."""
+    if count:
+        told = f"Takes over {count} candidates of the study before; they are tried first."
+        console.print(told, highlight=False, soft_wrap=True)
+    else:
+        told = "no candidate of the study before is in the new space, so the search begins anew"
+        _warn(console, [told])
 
 
 def _warn(console: Console, warnings: Iterable[str]) -> None:

@@ -97,22 +97,26 @@ def forked(study: optuna.Study, space: SearchSpace, protocol: Mapping[str, Any])
         space: Of the new one.
         protocol: Of the new one.
     """
-    different: list[Values] = []
+    different: dict[str, Values] = {}
     for trial in sorted(finished(study), key=rank_of):
         point = _point(space, trial.params) or _same_model(space, trial)
-        if point is not None and point not in different:
-            different.append(point)
+        if point is not None:
+            different.setdefault(_key(space, point), point)
         if len(different) == _TAKEN:
             break
     after = _successor(study)
-    after.set_user_attr(PRIOR, [dict(point) for point in different])
+    after.set_user_attr(PRIOR, [dict(point) for point in different.values()])
     return _begun(study, after, protocol)
 
 
 def with_prior(space: SearchSpace, study: optuna.Study) -> SearchSpace:
-    """A space whose first points are those that the study took over from the one before."""
+    """A space whose first points are those that the study took over from the one before.
+
+    Of the others those that are the same models, however they are written, are left out.
+    """
     prior: list[Values] = study.user_attrs.get(PRIOR, [])
-    rest = tuple(point for point in space.points if dict(point) not in prior)
+    keys = {_key(space, point) for point in prior}
+    rest = tuple(point for point in space.points if _key(space, point) not in keys)
     return replace(space, points=(*prior, *rest))
 
 
@@ -166,14 +170,21 @@ def _point(space: SearchSpace, params: Mapping[str, Any]) -> Values | None:
 
 
 def _same_model(space: SearchSpace, trial: FrozenTrial) -> Values | None:
-    """Values of the same model in a space that searches the order of its layers too."""
-    key = trial.user_attrs["fingerprint"]
+    """Values of the same model in a space that searches more of the order of its layers.
+
+    What is new is filled in as it is tried first; where that isn't the same, all of it is.
+    """
     layouts = [node for node in holes(space.template) if isinstance(node, Layout)]
     for start in (start for node in layouts for start in node.starts()):
-        point = _point(space, {**trial.params, **start})
-        if point is not None and fingerprint(space.decode(point), space.depths) == key:
-            return point
+        for params in ({**start, **trial.params}, {**trial.params, **start}):
+            point = _point(space, params)
+            if point is not None and _key(space, point) == trial.user_attrs["fingerprint"]:
+                return point
     return None
+
+
+def _key(space: SearchSpace, point: Values) -> str:
+    return fingerprint(space.decode(point), space.depths)
 
 
 def _ended(trial: FrozenTrial) -> bool:
