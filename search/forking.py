@@ -26,9 +26,12 @@ from search.layouts import Layout
 from search.record import finished, rank_of
 from search.retelling import Retold
 from search.space import SearchSpace, Values, holes
+from search.starts import affordable
 
-_PRIOR = "prior"  # an attribute of a study: what it tries first
 _TAKEN = 10  # candidates of the study before
+
+_PRIOR, _STARTS = "prior", "starts"
+"""Attributes of a study: what it took over and tries first, and how many it tries first in all."""
 
 
 def rescored(
@@ -49,24 +52,26 @@ def rescored(
     return _begun(after, protocol)
 
 
-def forked(study: optuna.Study, bench: Bench, protocol: Mapping[str, Any]) -> optuna.Study:
+def forked(
+    study: optuna.Study, space: SearchSpace, values: int, protocol: Mapping[str, Any]
+) -> optuna.Study:
     """A new study that begins with the best candidates of an old one.
 
     Args:
         study: The old one.
-        bench: The study as its file now says.
+        space: Of the new one.
+        values: How many values its trials have.
         protocol: Of the new one.
     """
-    space = bench.study.space
-    different: list[Values] = []
+    different: dict[str, Values] = {}
     for trial in sorted(finished(study), key=rank_of):
         point = _point(space, trial.params) or _same_model(space, trial)
-        if point is not None and point not in different:
-            different.append(point)
+        if point is not None:
+            different.setdefault(_key(space, point), point)
         if len(different) == _TAKEN:
             break
-    after = successor(study, bench.study.config.values)
-    after.set_user_attr(_PRIOR, [dict(point) for point in different])
+    after = successor(study, values)
+    after.set_user_attr(_PRIOR, [dict(point) for point in different.values()])
     return _begun(after, protocol)
 
 
@@ -75,10 +80,26 @@ def prior(study: optuna.Study) -> list[Values]:
     return study.user_attrs.get(_PRIOR, [])
 
 
-def with_prior(space: SearchSpace, study: optuna.Study) -> SearchSpace:
-    """A space whose first points are those that the study took over from the one before."""
+def with_starts(study: optuna.Study, space: SearchSpace, trials: int) -> SearchSpace:
+    """A space with as many points to try first as the budget affords, those taken over before all.
+
+    The study keeps their number, and once all of them are tried another budget doesn't change it:
+    numbers of trials are places in the order of what samplers propose.
+    """
+    space = _with_prior(study, space)
+    made = len(study.get_trials(deepcopy=False))
+    kept: int = study.user_attrs.get(_STARTS, len(space.points) if made else 0)
+    if made <= kept:
+        kept = affordable(space, trials, len(prior(study)))
+        study.set_user_attr(_STARTS, kept)
+    return replace(space, points=space.points[:kept])
+
+
+def _with_prior(study: optuna.Study, space: SearchSpace) -> SearchSpace:
+    """Points that are models already taken over, however they are written, are left out."""
     first = prior(study)
-    rest = tuple(point for point in space.points if dict(point) not in first)
+    keys = {_key(space, point) for point in first}
+    rest = tuple(point for point in space.points if _key(space, point) not in keys)
     return replace(space, points=(*first, *rest))
 
 
@@ -102,14 +123,21 @@ def _point(space: SearchSpace, params: Mapping[str, Any]) -> Values | None:
 
 
 def _same_model(space: SearchSpace, trial: FrozenTrial) -> Values | None:
-    """Values of the same model in a space that searches the order of its layers too."""
-    key = trial.user_attrs["fingerprint"]
+    """Values of the same model in a space that searches more of the order of its layers.
+
+    What is new is filled in as it is tried first; where that isn't the same, all of it is.
+    """
     layouts = [node for node in holes(space.template) if isinstance(node, Layout)]
     for start in (start for node in layouts for start in node.starts()):
-        point = _point(space, {**trial.params, **start})
-        if point is not None and fingerprint(space.decode(point), space.depths) == key:
-            return point
+        for params in ({**start, **trial.params}, {**trial.params, **start}):
+            point = _point(space, params)
+            if point is not None and _key(space, point) == trial.user_attrs["fingerprint"]:
+                return point
     return None
+
+
+def _key(space: SearchSpace, point: Values) -> str:
+    return fingerprint(space.decode(point), space.depths)
 
 
 def _begun(after: optuna.Study, protocol: Mapping[str, Any]) -> optuna.Study:

@@ -12,7 +12,7 @@ from merge_core.registry import find_method
 from search.baselines import baselines
 from search.dimensions import METHOD, Choice, Dimension, Values, exists
 from search.layouts import Layout
-from search.space import BRANCH, Branch, Hole, SearchSpace, Share, unbroken
+from search.space import BRANCH, Branch, Hole, SearchSpace, Share, holes, unbroken
 
 _MOST_FRAMES = 16
 _CLOSE = 1e-9
@@ -47,11 +47,15 @@ def encode(space: SearchSpace, recipe: Recipe) -> Values | None:
     wanted = fingerprint(recipe, space.depths)
     places = _places(space)
     largest = max((abs(w) for w in wish.weights.values()), default=1.0) or 1.0
-    for frame, normalize, factor in product(
-        list(islice(frames(space), _MOST_FRAMES)), (None, False, True), (1.0, 1 / largest)
+    for frame, order, normalize, factor in product(
+        list(islice(frames(space), _MOST_FRAMES)),
+        _orders(space),
+        (None, False, True),
+        (1.0, 1 / largest),
     ):
         if factor == 1.0 or largest != 1.0:
-            values = _answers(space, _Asked(wish, places, frame, normalize, factor))
+            said = {**frame, **order}
+            values = _answers(space, _Asked(wish, places, said, normalize, factor))
             if fingerprint(space.decode(values), space.depths) == wanted:
                 return values
     return None
@@ -73,6 +77,17 @@ def frames(space: SearchSpace) -> Iterator[dict[str, Scalar]]:
 
     chosen = [d for d in space.dimensions if d.parameter in (METHOD, BRANCH)]
     return grow({}, chosen)
+
+
+def _orders(space: SearchSpace) -> list[Values]:
+    """Each origin's own layers with all ends, where the order of layers is searched."""
+    return [
+        {**order, **node.ends.values(end)}
+        for node in holes(space.template)
+        if isinstance(node, Layout)
+        for order in node.whole()
+        for end in node.ends.options
+    ] or [{}]
 
 
 def fingerprint(recipe: Recipe, depths: Mapping[str, int] | None = None) -> str:
@@ -168,8 +183,6 @@ def _visit(node: Any, model: Any, base: str | None, found: _Places) -> None:
             for name, value in entries.items():
                 owner = entries["model"] if "model" in entries and name == "parameters" else model
                 _visit(value, owner, base, found)
-        case Layout():
-            found.models |= {d.name: None for d in node.dimensions}
         case list():
             for value in cast("list[Any]", node):
                 _visit(value, model, base, found)

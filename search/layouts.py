@@ -108,9 +108,14 @@ class Layout:
         return Run(origin, step.layer, step.layer + 1, parameters)
 
     def starts(self) -> tuple[Values, ...]:
-        """The form's, with the tensors outside the layers from where the layers come from."""
+        """The form's, with all other dimensions at their starts and the first of the ends."""
+        usual = {d.name: d.start for d in self.dimensions if d.start is not None}
         ends = self.ends.values(self.ends.options[0])
-        return tuple({**values, **ends} for values in self.form.starts())
+        return tuple({**usual, **values, **ends} for values in self.form.starts())
+
+    def whole(self) -> tuple[Values, ...]:
+        """Of those the first: each origin's own layers in their order."""
+        return self.starts()[: len(self.origins)]
 
 
 def own_walk(origin: str, depth: int) -> tuple[Step, ...]:

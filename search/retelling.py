@@ -37,7 +37,7 @@ from search.record import (
 
 _OF_ANSWERS = ("weight", "metric", "signal", "direction", "floor", "at_most")  # of an objective
 _BY_NAME = ("contents", "clusters", "functions")  # of a protocol, by objective
-_CARRIED = ("norms", "figures", "practice", "looks", "samplers", "prior")
+_CARRIED = ("norms", "figures", "practice", "looks", "samplers", "prior", "starts")
 _ENDED = (TrialState.COMPLETE, TrialState.FAIL)
 
 Card = dict[str, Any]

@@ -23,7 +23,7 @@ from search.bench import Bench, Reference
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
 from search.evidence import reader_of
-from search.forking import with_prior
+from search.forking import with_starts
 from search.goals import Result, violation
 from search.judging import judged
 from search.known import known_names
@@ -105,7 +105,9 @@ def run_search(
     cards = baseline_cards(study, bench, evaluators)
     late = start + budget.seconds if budget.seconds is not None else math.inf
     known = baseline_results(study)
-    search = _Search(study, bench, evaluators, stop, late, _proposer(study, bench), known)
+    space = with_starts(study, bench.study.space, budget.trials)
+    proposer = _proposer(study, bench)
+    search = _Search(study, bench, evaluators, stop, late, space, proposer, known)
     for name, card in cards.items():
         watcher.baseline(name, card, bench.goals.mean(known[name]))
     if ways := evaluators.ways():
@@ -144,9 +146,9 @@ class _Search:
     evaluators: Evaluators
     stop: Stop
     late: float
+    space: SearchSpace
     proposer: Proposer
     baselines: Mapping[str, Result]
-    space: SearchSpace = field(init=False)
     parents: Sequence[Result] = field(init=False)
     known: dict[str, int] = field(init=False)
     given: dict[str, str] = field(init=False)
@@ -154,7 +156,6 @@ class _Search:
     done: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.space = with_prior(self.bench.study.space, self.study)
         self.parents = [self.baselines[name] for name in parents(self.bench.study.space)]
         self.known = {key: trial.number for key, trial in by_fingerprint(self.study).items()}
         self.given = known_names(self.bench.study.space)

@@ -19,6 +19,7 @@ from search.errors import NothingFound, ProtocolError
 from search.forking import forked, prior, rescored
 from search.record import ended, readings_from_dict
 from search.retelling import Retold, only_weights, retold
+from search.sizes import counted
 from search.storage import foresee, open_storage, read_storage
 
 _UNSEEN = ("prompts", "rungs")  # what a protocol may have that only the model tells
@@ -116,7 +117,7 @@ def _kept(
     stored = study.user_attrs.get("protocol")
     if stored is None:  # nothing was ever asked of it
         if len(study.directions) != bench.study.config.values:
-            return forked(study, bench, stated)
+            return forked(study, bench.study.space, bench.study.config.values, stated)
         study.set_user_attr("protocol", stated)
         return study
     changed = differences(stored, stated)
@@ -133,7 +134,7 @@ def _kept(
         tell(_told_again(study, after, found))
         return after
     if fork:
-        after = forked(study, bench, stated)
+        after = forked(study, bench.study.space, bench.study.config.values, stated)
         tell(_begun_anew(study, after))
         return after
     raise _other_conditions(changed, study, _advice(found))
@@ -181,9 +182,15 @@ def _told_again(study: optuna.Study, after: optuna.Study, found: Retold) -> str:
 
 
 def _begun_anew(study: optuna.Study, after: optuna.Study) -> str:
+    first, begins = prior(after), f"Begins study '{after.study_name}'"
+    if not first:
+        return (
+            f"Warning: {begins} with nothing of '{study.study_name}': none of its candidates is in "
+            "the new space"
+        )
     return (
-        f"Begins study '{after.study_name}', which first tries the best {len(prior(after)):,} "
-        f"candidates of '{study.study_name}'; none was re-scored without a model"
+        f"{begins}, which first tries the best {counted(len(first), 'candidate')} of "
+        f"'{study.study_name}'; none was re-scored without a model"
     )
 
 

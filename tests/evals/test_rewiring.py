@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_families import family_logits, load_family, write_family_model
 from tiny_models import tokenizer
 
@@ -134,6 +135,29 @@ def test_any_plan_is_the_model_that_transformers_loads(folders, tmp_path: Path, 
         assert torch.equal(live.logits(walk), expected)
     assert torch.equal(found[0], family_logits(load_family(folders(family)["a"], family)))
     assert not torch.equal(found[0], found[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_and_its_inverse_give_the_parent_back(folders, family: str):
+    """Logits, configuration and every tensor, bit for bit, whatever was there in between."""
+    live = live_model(folders(family), random_walk(3, LAYERS + 3, LAYERS + 3))
+    parent = load_file(folders(family)["a"] / "model.safetensors")
+    expected = family_logits(load_family(folders(family)["a"], family))
+    config = live.be(whole("a")).config
+    assert live.resident.wiring is not None
+    for seed in range(3):
+        plan = compile_plan(scaled_walk(seed, live.parents), live.parents)
+        for there in (live.plan(random_walk(seed)), plan):
+            live.resident.wiring.rewire(there.config)
+            apply(there, live.bench)
+            assert not torch.equal(family_logits(live.resident.model), expected)
+            back = live.be(whole("a"))
+            assert back.config == config
+            assert {step.out for step in back.steps} == set(parent)
+            for name, tensor in parent.items():
+                assert torch.equal(live.resident.slots[name], tensor), name
+                assert torch.equal(live.bench.parents.tensor("a", name), tensor), name
+            assert torch.equal(family_logits(live.resident.model), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])

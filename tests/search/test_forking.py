@@ -2,21 +2,35 @@
 
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from headers import checkpoint
+from optuna.trial import create_trial
 from rich.console import Console
 from tiny_study import study_dict, write_study
 
 from evals.objective import objective
+from merge_core.recipe import to_dict
 from search.bench import check_study
 from search.commands import RunOptions, compare_study, run_study
 from search.errors import ProtocolError
+from search.forking import forked, with_starts
+from search.genes import distribution
+from search.holes import build_space
+from search.known import fingerprint
 from search.record import best_of, load, readings_from_dict
+from search.space import SearchSpace, Values
 from search.study import open_study
 
 SILENT = Console(file=StringIO())
 BOTH = [{"task": "tiny_choice"}, {"task": "tiny_shots"}]
+LAYER = {
+    "self_attn.o_proj.weight": (4, 4),
+    "mlp.up_proj.weight": (8, 4),
+    "mlp.down_proj.weight": (4, 8),
+}
 SEARCH = {"sampler": "tpe", "trials": 14, "finalists": 2}
 
 
@@ -155,6 +169,19 @@ def test_a_study_that_never_began_may_have_another_goal(tmp_path: Path):
         assert {len(trial.values) for trial in study.trials} == {2}
 
 
+def test_what_a_fork_tries_first_stays_under_other_weights(ran: Path):
+    items = {"search": 14, "select": 8, "holdout": 16}
+    study_of(ran.parent, items=items)
+    run_study(ran, SILENT, RunOptions(fork=True, trials=3))
+    study_of(ran.parent, weight=3.0, items=items)
+    run_study(ran, told := Console(file=StringIO()), RunOptions(trials=6))
+    assert "first tries" not in told.file.getvalue()  # pyright: ignore
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny#3"
+        prior = study.user_attrs["prior"]
+        assert [trial.params for trial in study.trials] == prior[:6]
+
+
 def test_points_outside_of_the_new_ranges_are_left_out(ran: Path):
     recipe = study_dict()["recipe"]
     recipe["models"][0]["parameters"]["weight"] = {"range": [0.45, 0.55]}
@@ -163,6 +190,15 @@ def test_points_outside_of_the_new_ranges_are_left_out(ran: Path):
     with open_study(check_study(ran)) as study:
         assert {t.state.name for t in study.trials} == {"COMPLETE"}
         assert all(0.45 <= t.params["a.weight"] <= 0.55 for t in study.trials)
+
+
+def test_a_fork_that_takes_over_nothing_says_so(ran: Path):
+    recipe = study_dict()["recipe"]
+    for model in recipe["models"]:
+        model["parameters"]["weight"] = {"range": [1.6, 1.7]}
+    study_of(ran.parent, recipe=recipe)
+    told = "Warning: Begins study 'tiny#2' with nothing of 'tiny': none of its candidates is in"
+    assert told in said(ran, fork=True)
 
 
 def test_a_successor_that_was_left_half_made_is_made_anew(ran: Path):
@@ -184,8 +220,93 @@ def test_weights_first_then_layers(ran: Path, slices: dict):
     with open_study(check_study(ran)) as study:
         best = sorted(study.trials, key=lambda t: (-t.value, t.number))
     study_of(ran.parent, recipe=study_dict()["recipe"] | {"slices": slices})
-    run_study(ran, SILENT, RunOptions(fork=True))
+    assert "which first tries the best 10 candidates of 'tiny'" in said(ran, fork=True)
     with open_study(check_study(ran)) as study:
         assert study.trials[0].user_attrs["recipe"] == best[0].user_attrs["recipe"]
         assert study.trials[0].value == best[0].value
         assert any("slices" in t.user_attrs["recipe"] for t in study.trials)
+
+
+WEIGHTS = [(0.7, 0.2), (0.3, 0.9), (0.5, 0.5), (1.0, 0.0)]  # the best first
+SCALED: dict[str, dict[str, Any]] = {
+    "repeated": {"origin": ["a", "merge"], "depth": [9, 12]},
+    "blocks": {"origin": ["merge", "a"], "per": 3, "depth": [8, 12], "ends": ["layers", "merge"]},
+    "cuts": {"cuts": 2},
+    "walk": {"walk": 1, "of": ["merge", "a"]},
+    "every jump": {"walk": 1, "of": ["a", "b", "merge"], "scale": "layers"},
+}
+
+
+def space_of(slices: dict[str, Any] | None, encoding: str = "auto") -> SearchSpace:
+    parents = {name: checkpoint(name, 10, layer=LAYER) for name in ("base", "a", "b")}
+    recipe, mistakes = study_dict()["recipe"], list[str]()
+    if slices is not None:
+        recipe |= {"slices": slices | {"encoding": encoding}}
+    space = build_space(recipe, parents, mistakes, parents)
+    assert not mistakes
+    return space
+
+
+def told_study(space: SearchSpace, points: list[Values]) -> optuna.Study:
+    """A study of these trials, each worse than the one before."""
+    study = optuna.create_study(direction="maximize", study_name="told")
+    for at, point in enumerate(points):
+        recipe = space.decode(point)
+        told = {"recipe": to_dict(recipe), "fingerprint": fingerprint(recipe, space.depths)}
+        kinds = {d.name: distribution(d) for d in space.active(point)}
+        params = {name: point[name] for name in kinds}
+        study.add_trial(
+            create_trial(value=-at, params=params, distributions=kinds, user_attrs=told)
+        )
+    return study
+
+
+def taken(study: optuna.Study, space: SearchSpace) -> list[str]:
+    """The models that a fork tries first."""
+    prior = forked(study, space, 1, {}).user_attrs["prior"]
+    return [fingerprint(space.decode(point), space.depths) for point in prior]
+
+
+@pytest.mark.parametrize("encoding", ["choices", "numbers"])
+@pytest.mark.parametrize("form", SCALED)
+def test_weights_first_then_layers_with_scales(form: str, encoding: str):
+    """The scales, which no weight had, are 1."""
+    study = told_study(space_of(None), [{"a.weight": a, "b.weight": b} for a, b in WEIGHTS])
+    space = space_of({"scale": True} | SCALED[form], encoding)
+    assert taken(study, space) == [trial.user_attrs["fingerprint"] for trial in study.trials]
+
+
+@pytest.mark.parametrize("encoding", ["choices", "numbers"])
+def test_layers_first_then_scales(encoding: str):
+    """Orders of layers go on too, those with jumps as well."""
+    form = {"cuts": 2, "of": ["merge", "a"]}
+    before = space_of(form, encoding)
+    study = told_study(before, list(before.points))
+    assert any(len(before.decode(point).slices) > 1 for point in before.points)
+    keys = [trial.user_attrs["fingerprint"] for trial in study.trials]
+    assert taken(study, space_of(form | {"scale": True}, encoding)) == keys[:10]
+
+
+def test_one_model_is_taken_over_once_however_it_is_written():
+    space = space_of({"origin": "a", "depth": [7, 10]})
+    points = [{"drops": 2, "drop1": one, "drop2": two} for one, two in ((3, 5), (5, 3), (4, 5))]
+    weights = {"a.weight": 0.5, "b.weight": 0.5}
+    study = told_study(space, [weights | point for point in points])
+    keys = [trial.user_attrs["fingerprint"] for trial in study.trials]
+    assert keys[0] == keys[1]
+    assert taken(study, space) == [keys[0], keys[2]]
+
+
+def test_what_was_taken_over_is_not_tried_again_in_other_words():
+    space = space_of({"origin": ["merge", "a"], "depth": [8, 10]})
+    copied: Values = {f"origin{at:02d}": "a" for at in range(10)} | {"drops": 0}
+    parent: Values = copied | {"a.weight": 0.25, "b.weight": 0.25}
+    key = fingerprint(space.decode(parent), space.depths)
+    written = [p for p in space.points if fingerprint(space.decode(p), space.depths) == key]
+    assert written
+    assert written != [parent]
+    after = forked(told_study(space, [parent]), space, 1, {})
+    points = with_starts(after, space, 1_000).points
+    keys = [fingerprint(space.decode(point), space.depths) for point in points]
+    assert keys[0] == key
+    assert len(set(keys)) == len(keys) == len(space.points)

@@ -15,7 +15,7 @@ from evals.power import smallest_gain
 from search.bench import check_study
 from search.errors import ProtocolError
 from search.outlook import announcement, discordance, print_outlook, reach
-from search.writing import counted
+from search.sizes import counted
 
 
 def test_reach_is_the_power_of_the_holdout(tmp_path: Path):
