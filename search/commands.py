@@ -111,8 +111,7 @@ def run_study(
             finalists = select_winner(study, bench, evaluators)
     if not quiet:
         goals = bench.goals
-        names = [aim.name for aim in goals.maximized] if goals.pareto else []
-        print_finalists(console, finalists, names)
+        print_finalists(console, finalists, goals.maximized if goals.pareto else ())
     return finalists
 
 
