@@ -200,8 +200,8 @@ class SearchSpace:
         """The recipe that the values describe; what the method lacks is left out."""
         body = _body(self.template, values)
         method = str(_word(body[METHOD], values))
-        layout = body.get("slices")
-        if not isinstance(layout, Layout):
+        layout = self.layout(values)
+        if layout is None:
             return from_dict(_fill(body, values, method) | {METHOD: method})
         merged = {key: value for key, value in body.items() if key != "slices"}
         if "models" not in merged:
@@ -211,7 +211,7 @@ class SearchSpace:
 
     def layout(self, values: Values) -> Layout | None:
         """The hole for the order of layers, where the recipe that the values choose has one."""
-        found = _body(self.template, values).get("slices")
+        found = _word(_body(self.template, values).get("slices"), values)
         return found if isinstance(found, Layout) else None
 
     def starts(self) -> tuple[Values, ...]:
