@@ -497,7 +497,10 @@ def _misfits(
         if not any(group in name for name in tensors):
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
     for values in space.probes():
+        layout = space.layout(values)
         try:
+            if layout is not None and layout.merges:  # errors then name what the file has
+                compile_plan(space.merged(values), checkpoints)
             compile_plan(space.decode(values), checkpoints)
         except MergeError as error:
             mistakes.append(f"recipe ({space.method(values)}): {error}")
