@@ -49,11 +49,10 @@ from search.functions import Scorer, load_scorer
 from search.genome import is_genome, read_genome
 from search.goals import Goals, goals_of
 from search.holes import build_space
-from search.layouts import MERGE, Layout
 from search.models import open_models
-from search.placing import names_layers, refuse_moves
+from search.placing import names_layers, orders, refuse_moves, scaled_origins, unfolded
 from search.samplers import choose_sampler, refusal
-from search.space import SearchSpace, holes, plain, tensor_groups
+from search.space import SearchSpace, plain, tensor_groups
 from search.templates import no_template
 
 _FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
@@ -309,19 +308,12 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
 def _unscalable(bench: Bench, resident: Resident) -> Iterator[str]:
     """Why the scales that the study searches can't be folded into the weights, if they can't."""
     study = bench.study
-    scaled = {
-        name: writers
-        for node in holes(study.space.template)
-        if isinstance(node, Layout)
-        for name, writers in node.writers.items()
-        if name != MERGE  # its layers are those of a model that stands beside it
-    }
-    for name, writers in scaled.items():
+    for name, writers in scaled_origins(study.space).items():
         plan = study.plan(parent_recipe(name))
         bench.harness.rewire(plan.config)
         apply(plan, bench.workbench)
         if reason := unfoldable(resident, powers(study.checkpoints[name], writers)):
-            yield f"recipe.slices.scale: it can't be folded into the weights of '{name}': {reason}"
+            yield unfolded(name, reason)
 
 
 def deepest(study: CheckedStudy) -> MergePlan:
@@ -334,8 +326,7 @@ def deepest(study: CheckedStudy) -> MergePlan:
 
 def _check_places(bench: Bench) -> None:
     """Find out whether layers may be moved, if any recipe could."""
-    space = bench.study.space
-    recipes = list(map(space.decode, space.probes()))
+    recipes = list(orders(bench.study.space))
     bench.rooted = bench.harness.rooted if names_layers(recipes) else None
     for recipe in recipes if bench.rooted else ():
         bench.plan(recipe)

@@ -38,6 +38,7 @@ from search.finals import (
     select_winner,
     stored_claim,
 )
+from search.foresight import foresee
 from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
@@ -141,7 +142,11 @@ def write_new_study(models: Sequence[str], options: NewOptions, console: Console
 def check_file(path: Path, console: Console) -> CheckedStudy:
     """Check a study and tell what it will do and what its items can show."""
     checked = check_study(path)
+    found = foresee(checked)
+    if found.refused:
+        raise StudyError(found.refused, str(path))
     print_outlook(console, checked)
+    _warn(console, found.unknown)
     return checked
 
 

@@ -83,9 +83,11 @@ def is_form(slices: object) -> bool:
 
 def has_form(slices: object) -> bool:
     """Whether `slices` is a form, or has one where none may stand, which is told there."""
+    if is_form(slices):
+        return True
     if isinstance(slices, Mapping):
         options = labelled(cast("Mapping[str, Any]", slices).get("choice")) or []
-        return is_form(slices) or any(has_form(part) for _, part in options)
+        return any(has_form(part) for _, part in options)
     parts = cast("list[Any]", slices) if isinstance(slices, list) else []
     return any(isinstance(part, Mapping) and kind_of(part) for part in parts)  # pyright: ignore
 
