@@ -36,7 +36,7 @@ def rooted(model: Any, wiring: Wiring) -> str | None:
         wiring: Its layers.
     """
     if not wiring.layers:
-        return f"{type(model).__name__}: its layers are in no single list of modules"
+        return f"{_family(model)}: its layers are in no single list of modules"
     before, seen = wiring.present, dict[_Alike, tuple[int, torch.Tensor]]()
     try:
         for config in wiring.turns():
@@ -47,7 +47,7 @@ def rooted(model: Any, wiring: Wiring) -> str | None:
             if reason := _difference(model, wiring, seen):
                 return reason
     except Exception as error:  # whatever a family does
-        return f"{type(model).__name__}: its layers can't be compared: {error}"
+        return f"{_family(model)}: its layers can't be compared: {error}"
     finally:
         wiring.rewire(before)
     return None
@@ -82,6 +82,11 @@ def rooted_form(config: Config, where: str) -> str | None:
     return rooted(model.eval().base_model, wiring)
 
 
+def _family(model: Any) -> str:
+    """What to call a model, the same with its head and without."""
+    return type(model.base_model).__name__
+
+
 def _stand_in(model: torch.nn.Module) -> None:
     """Give a model without weights ones of a single number each, until a layer's are drawn."""
     for module in model.modules():
@@ -105,7 +110,7 @@ def _difference(
         where, expected = seen.setdefault(alike, (at, outputs[at]))
         if not torch.equal(outputs[at], expected):
             return (
-                f"layers of {type(model).__name__} must keep their places: with the same weights "
+                f"layers of {_family(model)} must keep their places: with the same weights "
                 f"and inputs, layer {at} doesn't give what layer {where} does"
             )
     return None

@@ -53,12 +53,19 @@ def cut_parts(site: Site) -> Iterator[Part]:
         for i, cut in enumerate(module.slices):
             method = method_of(cut, site.recipe)
             inputs = merge_inputs(method, cut, site.recipe.base)
-            part = Part(at, f"{prefix}slices[{i}]", module.name, method, inputs)
+            where = f"{prefix}{_name(module.slices, i)}"
+            part = Part(at, where, module.name, method, inputs)
             _check_inputs(site, part, cut)
             yield part
             at, length = at + 1, length + part_length(site, part)
         if length == 0:
             raise RecipeError(f"{prefix}slices: they have no layers; give a longer layer_range")
+
+
+def _name(slices: tuple[Slice, ...], at: int) -> str:
+    """What a recipe calls a slice: one of whole models is written as models."""
+    whole = len(slices) == 1 and all(source.layers is None for source in slices[0].sources)
+    return "models" if whole else f"slices[{at}]"
 
 
 def method_of(part: Slice, recipe: Recipe) -> MergeMethod:

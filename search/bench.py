@@ -50,12 +50,11 @@ from search.functions import Scorer, load_scorer
 from search.genome import is_genome, read_genome
 from search.goals import Goals, goals_of
 from search.holes import build_space
-from search.layouts import MERGE, Layout
 from search.models import open_models
-from search.placing import names_layers, refuse_moves
+from search.placing import names_layers, orders, refuse_moves, scaled_origins, unfolded
 from search.probing import hopeless, unmatched
 from search.samplers import Used, choose_sampler, refusal
-from search.space import SearchSpace, holes, plain, tensor_groups
+from search.space import SearchSpace, plain, tensor_groups
 from search.templates import no_template
 
 _SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
@@ -352,19 +351,12 @@ def build_bench(study: CheckedStudy, roles: Sequence[Role]) -> Bench:
 def _unscalable(bench: Bench, resident: Resident) -> Iterator[str]:
     """Why the scales that the study searches can't be folded into the weights, if they can't."""
     study = bench.study
-    scaled = {
-        name: writers
-        for node in holes(study.space.template)
-        if isinstance(node, Layout)
-        for name, writers in node.writers.items()
-        if name != MERGE  # its layers are those of a model that stands beside it
-    }
-    for name, writers in scaled.items():
+    for name, writers in scaled_origins(study.space).items():
         plan = study.plan(parent_recipe(name))
         bench.harness.rewire(plan.config)
         apply(plan, bench.workbench)
         if reason := unfoldable(resident, powers(study.checkpoints[name], writers)):
-            yield f"recipe.slices.scale: it can't be folded into the weights of '{name}': {reason}"
+            yield unfolded(name, reason)
 
 
 def deepest(study: CheckedStudy) -> MergePlan:
@@ -378,8 +370,7 @@ def deepest(study: CheckedStudy) -> MergePlan:
 
 def _check_places(bench: Bench) -> None:
     """Find out whether layers may be moved, if any recipe could."""
-    space = bench.study.space
-    recipes = list(map(space.decode, space.probes()))
+    recipes = list(orders(bench.study.space))
     bench.rooted = bench.harness.rooted if names_layers(recipes) else None
     for recipe in recipes if bench.rooted else ():
         bench.plan(recipe, judge=False)
@@ -575,7 +566,10 @@ def _misfits(
         if not any(group in name for name in tensors):
             mistakes.append(f"recipe: by: '{group}' is part of no tensor's name")
     for values in space.probes():
+        layout = space.layout(values)
         try:
+            if layout is not None and layout.merges:  # errors then name what the file has
+                compile_plan(space.merged(values), checkpoints, judge=False)
             compile_plan(space.decode(values), checkpoints, judge=False)
         except MergeError as error:
             mistakes.append(f"recipe ({space.method(values)}): {error}")

@@ -40,6 +40,7 @@ from search.finals import (
     select_winner,
     stored_claim,
 )
+from search.foresight import foresee
 from search.idle import idle_warning
 from search.inspection import told
 from search.lineup import CompareOptions, check_lineup, item_clusters_of, score_lineup
@@ -103,6 +104,7 @@ def run_study(
     bench = build_bench(replace(checked, device=device), (Role.SEARCH, Role.SELECT))
     trials = checked.config.search.trials
     tell = _teller(console)
+    aims = bench.goals.maximized if bench.goals.pareto else ()
     with open_study(checked) as stored:
         study = keep_protocol(stored, bench, fork=options.fork, tell=tell)
         used = samplers_of(study)
@@ -113,7 +115,7 @@ def run_study(
             _evaluators(path, bench, workers, checked.device) as evaluators,
             stop_on_interrupt() as stop,
             watch(
-                console, trials, ended(study), best_of(study), quiet=quiet, verbose=verbose
+                console, trials, ended(study), best_of(study), aims, quiet=quiet, verbose=verbose
             ) as watcher,
         ):
             run_search(study, bench, evaluators, watcher, stop, Budget(trials, options.seconds))
@@ -122,9 +124,7 @@ def run_study(
             _require_scores(study, trials)
             finalists = select_winner(study, bench, evaluators)
     if not quiet:
-        goals = bench.goals
-        names = [aim.name for aim in goals.maximized] if goals.pareto else []
-        print_finalists(console, finalists, names)
+        print_finalists(console, finalists, aims)
     return finalists
 
 
@@ -159,8 +159,11 @@ def check_file(path: Path, console: Console) -> CheckedStudy:
         StudyError: If `run` would refuse the study, or what is stored of it.
     """
     checked = check_study(path)
-    known = read_study(checked)
+    known, found = read_study(checked), foresee(checked)
+    if found.refused:
+        raise StudyError(found.refused, str(path))
     print_outlook(console, checked)
+    _warn(console, found.unknown)
     if known is not None:
         foresee_protocol(known, checked)
     return checked

@@ -345,6 +345,15 @@ class StudyConfig(_Section):
         return sum(objective.maximized for objective in self.objectives) if pareto else 1
 
 
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "items": ItemsConfig,
+    "search": SearchConfig,
+    "evaluation": EvaluationConfig,
+    "compare": CompareConfig,
+    "ray": RayConfig,
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping, of which YAML's own takes the last."""
 
@@ -451,6 +460,10 @@ def _explain(detail: ErrorDetails) -> str:
             *parents, key = detail["loc"]
             if parents and str(key) in _NOT_HERE:
                 return f"{place}: {_NOT_HERE[str(key)]}"
+            inside = [] if parents else [n for n, s in _SECTIONS.items() if str(key) in _keys(s)]
+            if inside:
+                where = " or ".join(f"'{name}: {{{key}: ...}}'" for name in inside)
+                return f"{place}: unknown key here; write {where}"
             known = _known_keys(parents)
             return f"{place}: unknown key; {nearest(str(key), known)}"
         case "missing":
@@ -466,15 +479,11 @@ def _explain(detail: ErrorDetails) -> str:
 
 
 def _known_keys(parents: list[int | str]) -> tuple[str, ...]:
-    sections: dict[str, type[BaseModel]] = {
-        "objectives": ObjectiveConfig,
-        "items": ItemsConfig,
-        "search": SearchConfig,
-        "evaluation": EvaluationConfig,
-        "compare": CompareConfig,
-        "ray": RayConfig,
-    }
-    section = sections.get(str(parents[0]), StudyConfig) if parents else StudyConfig
+    found = {**_SECTIONS, "objectives": ObjectiveConfig}
+    return _keys(found.get(str(parents[0]), StudyConfig) if parents else StudyConfig)
+
+
+def _keys(section: type[BaseModel]) -> tuple[str, ...]:
     return tuple(field.alias or name for name, field in section.model_fields.items())
 
 

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import cast
 
 from search.dimensions import Dimension, Real, Values, Whole
@@ -24,7 +25,9 @@ class Edits:
         depth: The fewest and the most layers of the output.
         drops: The number of layers left out and which they are; none in numbers.
         repeats: The number of layers that come once more and which they are; none in numbers.
-        indicators: One number for each layer; empty where they are counted.
+        indicators: One number for each layer, which says whether it is left out or comes twice;
+            then, where the depth allows that, one more for each further time. Empty where layers
+            are counted.
         scale: Of what a layer adds when it comes again; None: as the first time.
     """
 
@@ -106,18 +109,19 @@ class Edits:
     def _indicated(self, values: Values) -> list[int]:
         """The same of indicators; the clearest ones, where the depth allows no more."""
         numbers = [cast("float", values[d.name]) for d in self.indicators]
-        order = sorted(range(self.length), key=lambda at: numbers[at])
-        out = sum(number < _KEPT[0] for number in numbers)
-        twice = sum(number > _KEPT[1] for number in numbers)
+        order = sorted(range(len(numbers)), key=lambda at: numbers[at])
+        out = sum(number < _KEPT[0] for number in numbers[: self.length])
+        more = sum(number > _KEPT[1] for number in numbers)
         low, high = (bound - self.length for bound in self.depth)
         out = min(out, max(-low, 0))
-        twice = min(twice, max(high, 0))
-        if twice - out > high:
-            out = twice - high
-        if twice - out < low:
-            twice = out + low
-        gone, again = set(order[:out]), set(order[self.length - twice :] if twice else ())
-        return [int(at not in gone) + int(at in again) for at in range(self.length)]
+        more = min(more, max(high, 0))
+        if more - out > high:
+            out = more - high
+        if more - out < low:
+            more = out + low
+        gone = set([at for at in order if at < self.length][:out])
+        again = Counter(at % self.length for at in order[len(order) - more :])
+        return [int(at not in gone) + again[at] for at in range(self.length)]
 
     def _edited(self, out: int, again: int) -> dict[str, float | int | bool | str]:
         """Values that leave out or repeat so many, beginning where it matters least."""
@@ -125,8 +129,11 @@ class Edits:
         if self.indicators:
             numbers = {d.name: 0.5 for d in self.indicators}
             numbers |= {self.indicators[at].name: 0.1 for at in order[:out]}
-            return dict(numbers | {self.indicators[at].name: 0.9 for at in order[:again]})
-        return {**_stated(self.drops, order[:out]), **_stated(self.repeats, order[:again])}
+            times = range(0, len(self.indicators), self.length)
+            places = [first + at for first in times for at in order]
+            return dict(numbers | {self.indicators[at].name: 0.9 for at in places[:again]})
+        repeated = list(islice(cycle(order), again))
+        return {**_stated(self.drops, order[:out]), **_stated(self.repeats, repeated)}
 
 
 def edits(
@@ -147,18 +154,24 @@ def edits(
         length: Of all origins.
         depth: The fewest and the most layers.
         place: What begins the names of the dimensions; their methods; under what they exist.
-        numbers: Whether every layer has an indicator, or drops and repeats are counted and placed.
+        numbers: Whether every layer has indicators, or drops and repeats are counted and placed.
         scale: Of repeated layers.
     """
     prefix, methods, under = place
     low, high = depth
     if numbers and low < high:
-        names = [f"{prefix}layer{at:02d}" for at in range(length)]
+        times = range(max(1, -(-high // length) - 1))  # that a layer may come beside the first
+        again = [f"again{time}." if time else "" for time in times]
+        names = [f"{prefix}{one}layer{at:02d}" for one in again for at in range(length)]
         marks = tuple(Real(n, 0.0, 1.0, False, methods, "layer", under, 0.5) for n in names)
         return Edits(picks, size, length, depth, (), (), marks, scale if high > length else None)
     drops = _places("drop", max(length - high, 0), max(length - low, 0), length, place)
     repeats = _places("repeat", max(low - length, 0), max(high - length, 0), length, place)
-    return Edits(picks, size, length, depth, drops, repeats, (), scale if repeats else None)
+    scale = scale if repeats else None
+    if scale is not None and repeats[0].low == 0:  # without a repeated layer it means nothing
+        counts = (repeats[0].name, tuple(range(1, repeats[0].high + 1)))
+        scale = replace(scale, under=(*scale.under, counts))
+    return Edits(picks, size, length, depth, drops, repeats, (), scale)
 
 
 def _places(

@@ -24,7 +24,7 @@ from search.layouts import LAYERS, MERGE, Form, Layout
 from search.numbers import Tell
 from search.picks import Place, pick
 from search.scales import KINDS, Scales, one_scale
-from search.scopes import Scope
+from search.scopes import Scope, labelled
 from search.walks import walk
 
 _COMMON = ("depth", "scale", "ends", "encoding")
@@ -35,6 +35,7 @@ _KEYS = {
 }
 _MORE = 1.2  # times the parents' depth: published winners grow by up to a fifth
 _JUMPS = 4
+_NOTHING_MERGED = "there is nothing to merge: give 'models' beside 'slices'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,30 @@ class _Asked:
 
 
 def is_form(slices: object) -> bool:
-    """Whether `slices` is a form and not a list of slices or a choice."""
-    return isinstance(slices, Mapping) and "choice" not in slices
+    """Whether `slices` is a form, or a choice between forms, and not between lists of slices."""
+    if not isinstance(slices, Mapping):
+        return False
+    options = cast("Mapping[str, Any]", slices).get("choice")
+    if options is None:
+        return "choice" not in slices
+    parts = labelled(options) or []
+    return bool(parts) and all(isinstance(part, Mapping) for _, part in parts)
+
+
+def has_form(slices: object) -> bool:
+    """Whether `slices` is a form, or has one where none may stand, which is told there."""
+    if is_form(slices):
+        return True
+    if isinstance(slices, Mapping):
+        options = labelled(cast("Mapping[str, Any]", slices).get("choice")) or []
+        return any(has_form(part) for _, part in options)
+    parts = cast("list[Any]", slices) if isinstance(slices, list) else []
+    return any(isinstance(part, Mapping) and kind_of(part) for part in parts)  # pyright: ignore
+
+
+def kind_of(data: Mapping[str, Any]) -> str | None:
+    """The key that makes a mapping a form; None if it is none."""
+    return next((key for key in _KEYS if key in data), None)
 
 
 def read_layout(
@@ -90,7 +113,7 @@ def read_layout(
         None where the models aren't open, or after a mistake.
     """
     where = scope.where
-    kind = next((key for key in _KEYS if key in data), None)
+    kind = kind_of(data)
     if kind is None:
         tell(f"{where}: expected a list of slices, or one of {', '.join(_KEYS)}; got {dict(data)}")
         return None
@@ -131,7 +154,10 @@ def _origins(
 ) -> tuple[str, ...]:
     key = "origin" if kind == "origin" else "of"
     where = f"{scope.where}.{key}"
-    stated: Any = data.get(key, [*merged, MERGE] if merged else None)
+    if key not in data and not merged:
+        tell(f"{where}: is missing; name the models to take layers from")
+        return ()
+    stated: Any = data.get(key, [*merged, MERGE])
     names = _words(stated)
     if not names or len(set(map(str, names))) < len(names):
         tell(f"{where}: expected models to take layers from, each once, got {stated!r}")
@@ -139,11 +165,7 @@ def _origins(
     known = (*(scope.layers.parents or ()), *((MERGE,) if merged else ()))
     wrong = [name for name in names if name not in known]
     for name in wrong:
-        hint = (
-            "there is nothing to merge: give 'models' beside 'slices'"
-            if name == MERGE
-            else nearest(str(name), known)
-        )
+        hint = _NOTHING_MERGED if name == MERGE else nearest(str(name), known)
         tell(f"{where}: '{name}' is no model; {hint}")
     return () if wrong else tuple(str(name) for name in names)
 
@@ -182,13 +204,11 @@ def _read_origin(asked: _Asked) -> Form | None:
     blocks = -(-length // size)
     picks = origin_picks(asked.origins, blocks, asked.place, numbers=asked.numbers, between=MERGE)
     depth = _budget(asked, (length, length), (1, 4 * length))
-    stated, numbers = asked.data.get("scale", False), asked.numbers
-    if stated not in (True, False):
-        asked.tell(f"{asked.where}.scale: expected true or false beside 'origin', got {stated!r}")
-    elif stated and depth[1] <= length:
+    scaled = _scaled(asked, "true or false beside 'origin'")
+    if scaled and depth[1] <= length:
         asked.tell(f"{asked.where}.scale: no layer is repeated; leave it out, or raise 'depth'")
-    scale = one_scale(f"{asked.place[0]}scale", *asked.place[1:], "scale") if stated else None
-    return edits(picks, size, length, depth, asked.place, numbers=numbers, scale=scale)
+    scale = one_scale(f"{asked.place[0]}scale", *asked.place[1:], "scale") if scaled else None
+    return edits(picks, size, length, depth, asked.place, numbers=asked.numbers, scale=scale)
 
 
 def _read_cuts(asked: _Asked) -> Form | None:
@@ -284,12 +304,8 @@ def _whole(
 
 
 def _scales(asked: _Asked) -> Scales | None:
-    stated = asked.data.get("scale", False)
-    if stated not in (True, False, "layers"):
-        asked.tell(
-            f"{asked.where}.scale: expected true (one for each kind of jump), layers (one for each "
-            f"layer that is jumped to) or false, got {stated!r}"
-        )
+    kinds = "true (one for each kind of jump), layers (one for each layer that is jumped to)"
+    stated = _scaled(asked, f"{kinds} or false", "layers")
     if stated is False:
         return None
     prefix, methods, under = asked.place
@@ -298,6 +314,17 @@ def _scales(asked: _Asked) -> Scales | None:
         names = [f"{name}.{layer}" for name, depth in asked.spans for layer in range(depth)]
     numbers = {name: one_scale(f"{prefix}scale.{name}", methods, under) for name in names}
     return Scales(numbers, stated == "layers")
+
+
+def _scaled(asked: _Asked, expected: str, *words: str) -> bool | str:
+    """What is said of scales; false after a mistake. A number is none of them, though 1 == True."""
+    stated: Any = asked.data.get("scale", False)
+    if isinstance(stated, bool) or stated in words:
+        return stated
+    number = isinstance(stated, int | float | Mapping)
+    why = "; the scales themselves are searched, so no number is given" if number else ""
+    asked.tell(f"{asked.where}.scale: expected {expected}, got {stated!r}{why}")
+    return False
 
 
 def _writers(asked: _Asked) -> dict[str, Writers]:
@@ -349,8 +376,10 @@ def _ends(asked: _Asked) -> Any:
     stated: Any = asked.data.get("ends", LAYERS)
     words, known = _words(stated), (LAYERS, *asked.depths)
     if not words or not all(word in known for word in words) or len(set(words)) < len(words):
-        told = ", ".join(known)
-        asked.tell(f"{asked.where}.ends: expected some of {told}, each once, got {stated!r}")
+        told = f"expected some of {', '.join(known)}, each once, got {stated!r}"
+        if MERGE in words and MERGE not in known:
+            told = f"'{MERGE}' is no model; {_NOTHING_MERGED}"
+        asked.tell(f"{asked.where}.ends: {told}")
         words = [LAYERS]
     prefix, methods, under = asked.place
     options = tuple(str(word) for word in words)

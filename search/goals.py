@@ -79,6 +79,15 @@ class Aim:
             return self.sign * self.figure(result)
         return objective(result.cards, [self.reading], signal=True)
 
+    @property
+    def turned(self) -> bool:
+        """Whether its values are what is minimised with the sign turned; a signal always rises."""
+        return self.sign < 0 and (self.reading is None or self.reading.signal is None)
+
+    def told(self, value: float) -> str:
+        """One of its values as people know it."""
+        return f"{-value if self.turned else value:.6g}"
+
     def limit(self, parents: Sequence[Result]) -> float | None:
         """The figure that must be reached, or not exceeded; None if there is no limit."""
         stated = self.config.limit

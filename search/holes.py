@@ -32,7 +32,7 @@ from merge_core.keys import nearest
 from merge_core.registry import MergeMethod, Parameter, find_method
 from merge_core.token_sources import read_tokenizer
 from search.dimensions import METHOD, Choice
-from search.forms import is_form, read_layout
+from search.forms import has_form, is_form, kind_of, read_layout
 from search.numbers import is_simplex, parameter_words, read_shares, read_value
 from search.scopes import Scope, labelled, leaves
 from search.space import BRANCH, Branch, SearchSpace, dimensions_of, listed
@@ -43,6 +43,7 @@ _TOKENIZER_KEYS = ("tokenizer_source", "tokenizer")
 _COMMON_KEYS = ("dtype", "out_dtype", *_TOKENIZER_KEYS, "chat_template", "compat")
 _OWN_KEYS = (METHOD, "base_model", "models", "slices", "modules", "parameters")
 _RECIPE_KEYS = (*_OWN_KEYS, *_COMMON_KEYS)
+_AS_FORM = "write it without the dash, 'slices: {origin: ...}'"
 
 
 def build_space(
@@ -127,7 +128,7 @@ class _Reader:
 
     def _recipe(self, data: dict[str, Any], scope: Scope) -> dict[str, Any]:
         """The template of one recipe: its method first, which decides what parameters exist."""
-        if is_form(data.get("slices")) and "models" not in data:
+        if has_form(data.get("slices")) and "models" not in data:
             data = {METHOD: COPY} | data
         methods, word = self._read_methods(data.get(METHOD), scope)
         name = f"{scope.prefix}{METHOD}"
@@ -136,7 +137,7 @@ class _Reader:
         if base is not None:
             self._alias(base, scope.at(".base_model"))
         bodies = [key for key in ("models", "slices", "modules") if key in data]
-        if len(bodies) != 1 and not (bodies == ["models", "slices"] and is_form(data["slices"])):
+        if len(bodies) != 1 and not (bodies == ["models", "slices"] and has_form(data["slices"])):
             self._tell(scope, ": give exactly one of 'models', 'slices' and 'modules'")
         before, self.found = self.found, []
         rest = {key: value for key, value in data.items() if key != METHOD}
@@ -202,8 +203,13 @@ class _Reader:
         merged = listed({"models": read.get("models")})
         base = (scope.base,) if merged and scope.base else ()
         merged = tuple(dict.fromkeys((*merged, *base)))
-        found = read_layout(data, scope, merged, numbers=self.numbers, tell=self.mistakes.append)
-        return [] if found is None else found
+
+        def read_form(form: Any, inner: Scope) -> Any:
+            tell, numbers = self.mistakes.append, self.numbers
+            found = read_layout(form, inner, merged, numbers=numbers, tell=tell)
+            return [] if found is None else found
+
+        return self._maybe(data, scope, f"{scope.prefix}slices", read_form)
 
     def _outer(self, data: Mapping[str, Any], scope: Scope) -> tuple[Any, dict[str, Any]]:
         """Parameters of a place, and apart from them the weights that its models share."""
@@ -225,7 +231,7 @@ class _Reader:
 
         def read(part: Any, inner: Scope) -> Any:
             if not isinstance(part, list) or not part:
-                self._tell(inner, ": expected a list")
+                self._tell(inner, _unlisted(part))
                 return []
             entries = cast("list[Any]", part)
             if key == "slices":
@@ -265,6 +271,9 @@ class _Reader:
         def read(part: Any, inner: Scope) -> Any:
             if not isinstance(part, Mapping):
                 self._tell(inner, ": expected a mapping with 'sources'")
+                return {"parameters": {}, "sources": []}
+            if kind := kind_of(cast("Mapping[str, Any]", part)):
+                self._tell(inner, f": '{kind}' is no slice, it says all of them: {_AS_FORM}")
                 return {"parameters": {}, "sources": []}
             return self._plain_slice(cast("Mapping[str, Any]", part), inner)
 
@@ -526,6 +535,16 @@ class _Reader:
 
     def _tell(self, scope: Scope, text: str) -> None:
         self.mistakes.append(f"{scope.where}{text}")
+
+
+def _unlisted(data: Any) -> str:
+    """What is wrong with slices that are no list; a form among lists can't have a method."""
+    if isinstance(data, Mapping) and kind_of(cast("Mapping[str, Any]", data)):
+        return (
+            ": expected a list of slices, as the other options are; between them and a form "
+            "choose as whole recipes, 'recipe: {choice: [...]}'"
+        )
+    return ": expected a list"
 
 
 def _is_choice(data: Any) -> bool:

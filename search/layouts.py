@@ -85,6 +85,11 @@ class Layout:
         """Of the form and of the ends."""
         return (*self.form.dimensions, *self.ends.dimensions)
 
+    @property
+    def merges(self) -> bool:
+        """Whether a candidate may have layers or ends of `merge`."""
+        return MERGE in self.origins or MERGE in self.ends.options
+
     def apply(self, recipe: Recipe, values: Values) -> Recipe:
         """The recipe with its layers in the order that the values mean."""
         runs = [self._run(step) for step in self.form.steps(values)]

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from evals.scorecard import Scorecard
-from search.goals import missed_text
+from search.goals import Aim, missed_text
 from search.record import Record
 
 
@@ -35,13 +35,19 @@ class Lines:
         trials: The study's budget.
         verbose: Also tell each candidate's recipe.
         best: The best trial of earlier runs, if there was one.
+        aims: Whose values a Pareto front is of.
     """
 
     def __init__(
-        self, console: Console, trials: int, verbose: bool, best: Record | None = None
+        self,
+        console: Console,
+        trials: int,
+        verbose: bool,
+        best: Record | None = None,
+        aims: Sequence[Aim] = (),
     ) -> None:
         self.console, self.trials, self.verbose = console, trials, verbose
-        self.best = best
+        self.best, self.aims = best, aims
         self.failures = 0
         self.clock = _Clock()
 
@@ -62,7 +68,7 @@ class Lines:
         self.best = better(self.best, record)
         left = self.clock.left(self.trials - done)
         self._print(
-            f"trial {record.number} ({done}/{self.trials}): {outcome_text(record)}; "
+            f"trial {record.number} ({done}/{self.trials}): {outcome_text(record, self.aims)}; "
             f"{self.best_text()}; {left} left"
         )
         for flag in record.flags:
@@ -86,9 +92,15 @@ class Panel(Lines):
     """A live panel: progress, best so far, baselines, failures, time left."""
 
     def __init__(
-        self, console: Console, trials: int, verbose: bool, done: int, best: Record | None = None
+        self,
+        console: Console,
+        trials: int,
+        verbose: bool,
+        done: int,
+        best: Record | None = None,
+        aims: Sequence[Aim] = (),
     ) -> None:
-        super().__init__(console, trials, verbose, best)
+        super().__init__(console, trials, verbose, best, aims)
         self.bar = Progress(
             TextColumn("searching"),
             BarColumn(),
@@ -111,7 +123,7 @@ class Panel(Lines):
         """See `Watcher`."""
         self.failures += record.value is None
         self.best = better(self.best, record)
-        self.last = f"trial {record.number}: {outcome_text(record)}"
+        self.last = f"trial {record.number}: {outcome_text(record, self.aims)}"
         self.bar.update(self.task, completed=done)
         self.live.update(self.view())
         if self.verbose:
@@ -138,6 +150,7 @@ def watch(
     trials: int,
     done: int,
     best: Record | None = None,
+    aims: Sequence[Aim] = (),
     *,
     quiet: bool,
     verbose: bool,
@@ -149,17 +162,18 @@ def watch(
         trials: The study's budget.
         done: Trials that ended in earlier runs.
         best: The best of them.
+        aims: Whose values a Pareto front is of.
         quiet: Whether to say nothing.
         verbose: Whether to tell each candidate's recipe.
     """
     if quiet:
         yield Silent()
     elif console.is_terminal:
-        panel = Panel(console, trials, verbose, done, best)
+        panel = Panel(console, trials, verbose, done, best, aims)
         with panel.live:
             yield panel
     else:
-        yield Lines(console, trials, verbose, best)
+        yield Lines(console, trials, verbose, best, aims)
 
 
 def better(best: Record | None, record: Record) -> Record | None:
@@ -171,14 +185,15 @@ def better(best: Record | None, record: Record) -> Record | None:
     return best
 
 
-def outcome_text(record: Record) -> str:
-    """One trial's result in words."""
+def outcome_text(record: Record, aims: Sequence[Aim] = ()) -> str:
+    """One trial's result in words; its values by objective where they are several."""
     if record.value is None:
         return f"failed: {record.failure}"
     missing = missed_text(record.missed)
     shown = f"{record.value:.4f}" + (f", misses {missing}" if missing else "")
-    if record.values is not None:
-        shown += f" [{', '.join(f'{value:.4g}' for value in record.values)}]"
+    if record.values is not None and aims:
+        told = (f"{aim.name} {aim.told(v)}" for aim, v in zip(aims, record.values, strict=True))
+        shown += f" ({', '.join(told)})"
     if record.reused is not None:
         name = record.reused if isinstance(record.reused, str) else f"trial {record.reused}"
         return f"{shown} (the same model as {name})"

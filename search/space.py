@@ -198,20 +198,21 @@ class SearchSpace:
 
     def decode(self, values: Values) -> Recipe:
         """The recipe that the values describe; what the method lacks is left out."""
+        layout, recipe = self.layout(values), self.merged(values)
+        return recipe if layout is None else layout.apply(recipe, values)
+
+    def merged(self, values: Values) -> Recipe:
+        """The same before its layers are put in order: what `merge` is, of all layers."""
         body = _body(self.template, values)
-        method = str(_word(body[METHOD], values))
-        layout = body.get("slices")
-        if not isinstance(layout, Layout):
-            return from_dict(_fill(body, values, method) | {METHOD: method})
-        merged = {key: value for key, value in body.items() if key != "slices"}
-        if "models" not in merged:
-            merged["models"] = [layout.origins[0]]
-        recipe = from_dict(_fill(merged, values, method) | {METHOD: method})
-        return layout.apply(recipe, values)
+        method, layout = str(_word(body[METHOD], values)), self.layout(values)
+        if layout is not None:
+            body = {key: value for key, value in body.items() if key != "slices"}
+            body.setdefault("models", [layout.origins[0]])
+        return from_dict(_fill(body, values, method) | {METHOD: method})
 
     def layout(self, values: Values) -> Layout | None:
         """The hole for the order of layers, where the recipe that the values choose has one."""
-        found = _body(self.template, values).get("slices")
+        found = _word(_body(self.template, values).get("slices"), values)
         return found if isinstance(found, Layout) else None
 
     def starts(self) -> tuple[Values, ...]:

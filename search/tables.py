@@ -8,18 +8,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.finals import Finalist
-from search.goals import missed_text
+from search.goals import Aim, missed_text
 
 
 def print_finalists(
-    console: Console, finalists: tuple[Finalist, ...], objectives: Sequence[str] = ()
+    console: Console, finalists: tuple[Finalist, ...], objectives: Sequence[Aim] = ()
 ) -> None:
     """The best trials by search and select items together; the first is the winner.
 
     Args:
         console: Where to print.
         finalists: The winner first.
-        objectives: Names of the values of a Pareto front.
+        objectives: Whose values a Pareto front is of.
     """
     table = Table(title="Finalists", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in ("trial", "method", "search items", "shrunk", "select items", "search + select"):
@@ -46,16 +46,20 @@ def print_finalists(
 
 
 def _print_front(
-    console: Console, finalists: tuple[Finalist, ...], objectives: Sequence[str]
+    console: Console, finalists: tuple[Finalist, ...], objectives: Sequence[Aim]
 ) -> None:
-    """The members that nobody beats in all objectives, higher being better in each."""
+    """The members that nobody beats in all objectives, each written as people know it."""
     members = [finalist for finalist in finalists if finalist.on_front]
-    title = "Pareto front on search + select items, higher is better"
+    title = "Pareto front on search + select items"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in ("trial", *objectives, "weighted mean"):
-        table.add_column(escape(name), justify="right")
+    table.add_column("trial", justify="right")
+    for aim in objectives:
+        better = "lower" if aim.turned else "higher"
+        table.add_column(f"{escape(aim.name)}\n{better} is better", justify="right")
+    table.add_column("weighted mean\nhigher is better", justify="right")
     for one in members:
-        cells = (f"{value:.6g}" for value in one.values or ())
+        pairs = zip(objectives, one.values or (), strict=True)
+        cells = (aim.told(value) for aim, value in pairs)
         table.add_row(str(one.record.number), *cells, f"{one.pooled:.4f}")
     console.print(table)
     console.print(

@@ -499,7 +499,7 @@ SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
             TIES | {"models": [{"model": "a", "parameters": {"lambda": 1}}]},
             "parameters of model 'a': 'lambda' of 'ties' is one value for all models; put it under",
         ),
-        (TIES, r"merge_method 'ties' needs a base model in slices\[0\]; set base_model"),
+        (TIES, r"merge_method 'ties' needs a base model in models; set base_model"),
         (SLERP | {"models": ["a", "b"]}, "merge_method 'slerp' needs a base model .* set base_mo"),
         (
             SLERP
@@ -514,23 +514,23 @@ SLERP = {"merge_method": "slerp", "parameters": {"t": 0.5}}
         ),
         (
             SLERP | {"base_model": "base", "models": ["a", "b"]},
-            r"'slerp' takes exactly 2 models, base_model included; slices\[0\] has 3: base, a, b",
+            r"'slerp' takes exactly 2 models, base_model included; models has 3: base, a, b",
         ),
         (
             SLERP | {"base_model": "base", "models": ["base"]},
-            r"'slerp' takes exactly 2 models, base_model included; slices\[0\] has 1: base",
+            r"'slerp' takes exactly 2 models, base_model included; models has 1: base",
         ),
         (
             TIES | {"base_model": "base", "models": ["base"]},
-            r"'ties' takes at least 1 model; slices\[0\] has 0: ",
+            r"'ties' takes at least 1 model; models has 0: ",
         ),
         (
             PASSTHROUGH | {"base_model": "base"},
-            r"'passthrough' takes exactly 1 model, base_model included; slices\[0\] has 2: a, b",
+            r"'passthrough' takes exactly 1 model, base_model included; models has 2: a, b",
         ),
         (
             TIES | {"base_model": "base", "models": ["a", "b", "a"]},
-            r"slices\[0\]: a model appears twice \(a, b, a\); list it once",
+            r"models: a model appears twice \(a, b, a\); list it once",
         ),
         (
             {"merge_method": "passthrough"}
@@ -757,7 +757,7 @@ HEADLESS = {name: shape for name, shape in OUTER.items() if name != "lm_head.wei
         (
             {},
             {"layers": 5},
-            r"slices\[0\]: 'b' gives 5 layers but 'a' gives 4; sources of one slice need equally",
+            "models: 'b' gives 5 layers but 'a' gives 4; sources of one slice need equally",
         ),
     ],
 )

@@ -128,3 +128,15 @@ def test_examples_that_are_scored_items_too_are_announced(study_folder: Path, tm
     ]
     dealt = {at for places in study.tasks[0].split.roles.values() for at in places}
     assert not dealt & set(range(7))
+
+
+def test_a_merge_that_no_method_takes_is_named_as_the_file_has_it(study_folder: Path):
+    """Not as the slices that it would become between copied layers."""
+    recipe = {"merge_method": "passthrough", "models": ["a", "b"]}
+    with pytest.raises(StudyError) as refused:
+        checked(study_folder, recipe=recipe | {"slices": {"origin": ["a", "merge"]}})
+    assert refused.value.mistakes == (
+        "recipe (passthrough): merge_method 'passthrough' takes exactly 1 models, base_model "
+        "included; models has 2: a, b",
+    )
+    checked(study_folder, recipe=recipe | {"slices": {"origin": ["a", "b"]}})  # merges nothing

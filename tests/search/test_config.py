@@ -47,6 +47,11 @@ def test_search_items_may_be_the_rest():
     ("changes", "message"),
     [
         ({"nmae": "x"}, "nmae: unknown key; did you mean 'name'?"),
+        ({"goal": "pareto"}, "goal: unknown key here; write 'search: {goal: ...}'"),
+        (
+            {"seed": 1},
+            "seed: unknown key here; write 'items: {seed: ...}' or 'search: {seed: ...}'",
+        ),
         ({"search": {"trails": 3}}, "search.trails: unknown key; did you mean 'trials'?"),
         ({"items": {"hold_out": 3}}, "items.hold_out: unknown key; did you mean 'holdout'?"),
         (

@@ -18,6 +18,7 @@ from tiny_study import study_dict
 from evals.floors import KEPT
 from evals.harness import Benchmark
 from evals.items import Role
+from evals.objective import Reading
 from evals.scorecard import Score, Scorecard
 from search.bench import check_study
 from search.card import model_card
@@ -363,8 +364,29 @@ def test_finalists_are_the_front_and_its_best_mean_wins(pareto: Path):
     assert study.user_attrs["winner"] in members
     assert set(members) <= finalists
     assert all(len(values) == 4 for values in members.values())
+
+
+def test_a_front_is_printed_as_people_know_its_figures(pareto: Path):
+    """What is minimised is stored with its sign turned, and read as it is."""
     shown = pareto.with_suffix(".txt").read_text()
-    assert "Pareto front on search + select items" in shown
+    table = shown.partition("Pareto front on search + select items")[2].splitlines()
+    names, better = (" ".join(line.split()) for line in table[2:4])
+    assert names == "tiny_choice my.txt spread depth weighted mean"
+    assert better == f"trial{' higher is better' + 3 * ' lower is better' + ' higher is better'}"
+    members = dict(opened(pareto).user_attrs["front"])
+    for row in table[5 : 5 + len(members)]:
+        number, choice, *lower, _ = (float(cell) for cell in row.split())
+        expected = members[int(number)]
+        assert [choice, *(-one for one in lower)] == pytest.approx(expected, rel=1e-4)
+        assert lower[-1] == 3
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_signal_rises_whatever_its_metric_does(better: bool):
+    plain = Reading("t", "acc", None, 1.0, {}, {}, {})
+    assert aim(better).turned is replace(aim(better), reading=plain).turned is not better
+    assert not replace(aim(better), reading=replace(plain, signal="probability")).turned
+    assert Aim(ObjectiveConfig(model="depth")).turned
 
 
 def test_other_members_of_the_front_are_compared_and_exported(pareto: Path, tmp_path: Path):

@@ -42,6 +42,9 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "fewest": ({"slices": {"origin": "a", "depth": 7}}, (7, 7)),
     "more": ({"slices": {"origin": ["a", "b"], "depth": [12, 14], "scale": True}}, (12, 14)),
     "both": ({"slices": {"origin": ["a", "b"], "depth": [8, 12], "ends": ["a", "b"]}}, (8, 12)),
+    "tripled": ({"slices": {"origin": "a", "depth": [24, 26], "scale": True}}, (24, 26)),
+    "any": ({"slices": {"origin": ["a", "b"], "depth": [6, 40]}}, (6, 40)),
+    "exactly": ({"slices": {"origin": "a", "depth": 33}}, (33, 33)),
     "cuts": ({"slices": {"cuts": 3, "of": ["a", "b"]}}, (8, 12)),
     "depths": ({"slices": {"cuts": 2, "of": ["a", "short"], "overlap": [-2, 3]}}, (5, 12)),
     "merged cuts": (MERGED | {"slices": {"cuts": 2, "depth": [9, 11]}}, (9, 11)),
@@ -206,6 +209,45 @@ def test_indicators_far_from_the_middle_win_where_the_budget_is_short():
     assert found == [0, 1, 4, 5, 5, 6, 7, 8, 9]
 
 
+def test_an_indicator_for_every_further_time():
+    """In numbers too a layer may come as often as the budget allows."""
+    space = read({"slices": {"origin": "a", "depth": [5, 32]}}, "numbers")
+    assert len(space.dimensions) == 3 * 10
+    values: Values = {d.name: 0.5 for d in space.dimensions}
+    often = {"layer03": 0.8, "again1.layer03": 0.9, "again2.layer03": 0.8, "again2.layer05": 0.9}
+    found = [int(name[0].split(".")[1]) for name in order(space.decode(values | often))]
+    assert found == [0, 1, 2, 3, 3, 3, 3, 4, 5, 5, 6, 7, 8, 9]
+
+
+def test_a_scale_exists_where_a_layer_is_repeated():
+    """Of no repeated layer it would be a dimension that changes nothing."""
+    for depth, under in ([8, 12], (("repeats", (1, 2)),)), ([12, 14], ()):
+        space = read({"slices": {"origin": "a", "depth": depth, "scale": True}})
+        assert next(d.under for d in space.dimensions if d.name == "scale") == under
+
+
+def test_a_choice_between_forms():
+    """Each option's dimensions exist where it is chosen, and it has starts of its own."""
+    forms = {"one": {"origin": ["a", "merge"]}, "other": {"cuts": 2, "of": ["a", "short"]}}
+    mistakes: list[str] = []
+    space = build_space(MERGED | {"slices": {"choice": forms}}, PARENTS, mistakes, PARENTS)
+    assert not mistakes
+    tried = {fingerprint(space.decode(point), space.depths) for point in space.starts()}
+    assert {fingerprint(parent_recipe(name), space.depths) for name in ("a", "short")} <= tried
+    for values in (*space.starts(), *space.probes()):
+        assert 5 <= planned(space.decode(values)).depth <= 12
+        others = {name.split(".")[1] for name in values if name.startswith("slices.")}
+        assert others == {values["slices"]}
+
+
+def test_a_choice_between_forms_needs_no_models():
+    mistakes: list[str] = []
+    forms = [{"origin": ["a", "b"]}, {"walk": 1, "of": ["a", "short"]}]
+    space = build_space({"slices": {"choice": forms}}, PARENTS, mistakes, PARENTS)
+    assert not mistakes
+    assert {planned(space.decode(values)).depth for values in space.probes()} >= {5, 10, 12}
+
+
 def test_pieces_overlap_and_give_way_to_the_budget():
     space = read({"slices": {"cuts": 1, "of": ["a", "b"], "overlap": 6, "depth": [10, 14]}})
     values = {"piece0": "a", "piece1": "b", "cut1": 0.5, "overlap1": 6}
@@ -255,17 +297,52 @@ def test_a_repeated_layer_may_add_less_the_second_time():
         ({"origin": "a", "depth": "few"}, "slices.depth: expected"),
         ({"cuts": 0, "of": ["a", "b"]}, "slices.cuts: expected a whole number from 1"),
         ({"cuts": 1, "of": ["a", "b"], "overlap": "x"}, "slices.overlap: expected"),
-        ({"cuts": 1}, "slices.of: expected models"),
+        ({"cuts": 1}, "slices.of: is missing; name the models to take layers from"),
+        (
+            {"cuts": 1, "of": []},
+            "slices.of: expected models to take layers from, each once, got []",
+        ),
         ({"walk": 2, "of": ["a", "b"]}, "encoding: numbers"),
         ({"walk": 1, "of": ["a", "b"], "scale": "all"}, "slices.scale: expected true"),
+        ({"cuts": 1, "of": ["a", "b"], "scale": 0}, "or false, got 0; the scales themselves are"),
+        ({"cuts": 1, "of": ["a", "b"], "scale": 1.0}, "or false, got 1.0; the scales themselves"),
+        (
+            {"origin": ["a", "b"], "depth": [8, 12], "scale": 1},
+            "slices.scale: expected true or false beside 'origin', got 1; the scales themselves",
+        ),
         ({"walk": 1, "of": ["a", "b"], "encoding": "x"}, "slices.encoding: expected auto"),
         ({"walk": 1, "of": ["a", "b"], "ends": ["x"]}, "slices.ends: expected some of"),
+        (
+            {"walk": 1, "of": ["a", "b"], "ends": "merge"},
+            "slices.ends: 'merge' is no model; there is nothing to merge: give 'models' beside",
+        ),
     ],
 )
 def test_mistakes_are_named(slices, told):
     mistakes: list[str] = []
     build_space({"slices": slices}, PARENTS, mistakes, PARENTS)
     assert told in "\n".join(mistakes)
+
+
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [
+        (
+            [{"origin": "a"}],
+            "slices[0]: 'origin' is no slice, it says all of them: write it without the dash",
+        ),
+        (
+            {"choice": [{"origin": "a"}, [{"sources": [{"model": "a", "layer_range": [0, 3]}]}]]},
+            "slices.choice[0]: expected a list of slices, as the other options are; between them",
+        ),
+    ],
+)
+@pytest.mark.parametrize("merged", [{}, MERGED])
+def test_a_form_where_none_may_stand_is_one_mistake(slices, told, merged):
+    mistakes: list[str] = []
+    build_space(merged | {"slices": slices}, PARENTS, mistakes, PARENTS)
+    (mistake,) = mistakes
+    assert told in mistake
 
 
 def test_merged_layers_are_scaled_as_copied_ones_are():
