@@ -136,7 +136,7 @@ def test_a_merge_that_no_method_takes_is_named_as_the_file_has_it(study_folder: 
     with pytest.raises(StudyError) as refused:
         checked(study_folder, recipe=recipe | {"slices": {"origin": ["a", "merge"]}})
     assert refused.value.mistakes == (
-        "recipe (passthrough): merge_method 'passthrough' takes exactly 1 models, base_model "
+        "recipe (passthrough): merge_method 'passthrough' takes exactly 1 model, base_model "
         "included; models has 2: a, b",
     )
     checked(study_folder, recipe=recipe | {"slices": {"origin": ["a", "b"]}})  # merges nothing
