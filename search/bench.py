@@ -4,6 +4,7 @@ import json
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -52,7 +53,7 @@ from search.goals import Goals, goals_of
 from search.holes import build_space
 from search.models import open_models
 from search.placing import names_layers, orders, refuse_moves, scaled_origins, unfolded
-from search.probing import hopeless, unmatched
+from search.probing import Planned, hopeless, unmatched
 from search.samplers import Used, choose_sampler, refusal
 from search.space import SearchSpace, plain, tensor_groups
 from search.templates import no_template
@@ -126,8 +127,7 @@ class CheckedStudy:
 
     def exact(self, recipe: Recipe) -> Recipe:
         """The recipe with the dtypes that make mergekit compute what we do."""
-        name = str(self.dtype).removeprefix("torch.")
-        return replace(recipe, dtype=recipe.dtype or "float32", out_dtype=recipe.out_dtype or name)
+        return _exact(recipe, self.dtype)
 
     def clusters(self, role: Role) -> tuple[Clusters | None, ...]:
         """For each benchmark the cluster of each of a role's items; None if all are independent.
@@ -270,17 +270,19 @@ def check_study(path: Path, trials: int | None = None) -> CheckedStudy:
     mistakes += _beyond_reach(config, tasks)
     scorers = _load_scorers(config, folder, mistakes)
     device = find_device(config.device, mistakes)
-    if fits:
-        mistakes += (
-            *_misfits(config, space, aligned.checkpoints),
-            *_unprompted(config, space, aligned),
-        )
+    if not fits:  # whatever else is wrong would only follow from that
+        raise StudyError(mistakes, str(path))
+    models, files = aligned.checkpoints, aligned.files
+    dtype = _dtype(config.dtype, space, models)
+    planned = partial(_planned, dtype=dtype, checkpoints=models)
+    mistakes += (
+        *_misfits(config, space, models, planned),
+        *_unprompted(config, space, aligned),
+    )
     if mistakes:
         raise StudyError(mistakes, str(path))
-    dtype = _dtype(config.dtype, space, checkpoints)
-    models, files = aligned.checkpoints, aligned.files
-    plan = compile_plan(space.decode(space.starts()[0]), models, judge=False)
-    silent = unmatched(space, models)
+    plan = planned(space.decode(space.starts()[0]), judge=False)
+    silent = unmatched(space, models, planned)
     warnings = tuple(dict.fromkeys((*notes, *aligned.warnings, *plan.warnings, *silent)))
     opened = (config, folder, space, models, files, warnings, tasks, dtype, device)
     return CheckedStudy(*opened, scorers)
@@ -402,7 +404,7 @@ def foreseen_protocol(study: CheckedStudy) -> dict[str, Any]:
     config, rungs = study.config, _foreseen_rungs(study)
     clusters = {o.name: o.cluster for o in config.objectives if o.cluster}
     functions = {name: scorer.digest for name, scorer in study.scorers.items()}
-    return {
+    found: dict[str, Any] = {
         "space": study.space.describe(),
         "recipe": plain(study.space.template),
         "models": {alias: digest(parent) for alias, parent in study.checkpoints.items()},
@@ -418,6 +420,7 @@ def foreseen_protocol(study: CheckedStudy) -> dict[str, Any]:
         "dtype": str(study.dtype).removeprefix("torch."),
         "lm_eval": version("lm_eval"),
     }
+    return json.loads(json.dumps(found))  # as it is read back
 
 
 def _stated(objective: ObjectiveConfig) -> dict[str, Any]:
@@ -556,8 +559,27 @@ def _request(objective: ObjectiveConfig, folder: Path, common: Mapping[str, Any]
     )
 
 
+def _exact(recipe: Recipe, dtype: torch.dtype) -> Recipe:
+    name = str(dtype).removeprefix("torch.")
+    return replace(recipe, dtype=recipe.dtype or "float32", out_dtype=recipe.out_dtype or name)
+
+
+def _planned(
+    recipe: Recipe,
+    dtype: torch.dtype,
+    checkpoints: Mapping[str, Checkpoint],
+    *,
+    judge: bool = True,
+) -> MergePlan:
+    """As `CheckedStudy.plan`, before there is one."""
+    return compile_plan(_exact(recipe, dtype), checkpoints, judge=judge)
+
+
 def _misfits(
-    config: StudyConfig, space: SearchSpace, checkpoints: Mapping[str, Checkpoint]
+    config: StudyConfig,
+    space: SearchSpace,
+    checkpoints: Mapping[str, Checkpoint],
+    planned: Planned,
 ) -> list[str]:
     """What only shows when everything is open: plans, groups that match nothing, samplers."""
     mistakes: list[str] = []
@@ -569,12 +591,12 @@ def _misfits(
         layout = space.layout(values)
         try:
             if layout is not None and layout.merges:  # errors then name what the file has
-                compile_plan(space.merged(values), checkpoints, judge=False)
-            compile_plan(space.decode(values), checkpoints, judge=False)
+                planned(space.merged(values), judge=False)
+            planned(space.decode(values), judge=False)
         except MergeError as error:
             mistakes.append(f"recipe ({space.method(values)}): {error}")
     if not mistakes:
-        mistakes += hopeless(space, checkpoints)
+        mistakes += hopeless(space, planned)
     search = config.search
     if reason := refusal(search.sampler, space, search.trials, config.values):
         mistakes.append(reason)
@@ -597,7 +619,8 @@ def _dtype(word: str, space: SearchSpace, checkpoints: Mapping[str, Checkpoint])
     if word != "auto":
         return getattr(torch, word)
     stated = space.template.get("out_dtype") or space.template.get("dtype")
-    if stated in DTYPE_NAMES:
-        return getattr(torch, str(stated))
+    name = str(stated).removeprefix("torch.")
+    if name in DTYPE_NAMES:
+        return getattr(torch, name)
     first = next(iter(checkpoints.values()))
     return max(first.tensors.values(), key=lambda spec: spec.numel).dtype

@@ -8,6 +8,7 @@ every sampler, whatever it knows of priors, draws from the same intervals.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 from statistics import NormalDist
 
 from merge_core.recipe import Scalar
@@ -142,3 +143,12 @@ def exists(dimension: Dimension, values: Values) -> bool:
 def lone(dimension: Dimension) -> Scalar:
     """The one value of a dimension that can take no other."""
     return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
+
+
+def drawn(dimension: Dimension, chance: Random) -> Scalar:
+    """A value of chance, each as likely as any other."""
+    if isinstance(dimension, Choice):
+        return chance.choice(dimension.options)
+    if isinstance(dimension, Whole):
+        return chance.randint(dimension.low, dimension.high)
+    return chance.uniform(dimension.low, dimension.high)

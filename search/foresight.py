@@ -59,7 +59,7 @@ def foresee(study: CheckedStudy) -> Foresight:
 
 
 def _refused_moves(study: CheckedStudy) -> Iterator[str]:
-    plans = map(study.plan, orders(study.space))
+    plans = (study.plan(recipe, judge=False) for recipe in orders(study.space))
     plan = next((plan for plan in plans if moved(plan, study.checkpoints)), None)
     if plan is None:
         return

@@ -9,7 +9,7 @@ from merge_core.checkpoint import Checkpoint
 from merge_core.plan import MergePlan
 from merge_core.recipe import Recipe
 from merge_core.writers import Writers
-from search.dimensions import Choice, Dimension, Whole
+from search.dimensions import drawn
 from search.layouts import MERGE, Layout
 from search.space import SearchSpace, holes
 
@@ -37,15 +37,7 @@ def orders(space: SearchSpace) -> Iterator[Recipe]:
     chance = Random(0)
     if any(isinstance(node, Layout) for node in holes(space.template)):
         for _ in range(_DRAWS):
-            yield space.decode(space.draw(partial(_drawn, chance=chance)))
-
-
-def _drawn(dimension: Dimension, chance: Random) -> float | int | bool | str:
-    if isinstance(dimension, Choice):
-        return chance.choice(dimension.options)
-    if isinstance(dimension, Whole):
-        return chance.randint(dimension.low, dimension.high)
-    return chance.uniform(dimension.low, dimension.high)
+            yield space.decode(space.draw(partial(drawn, chance=chance)))
 
 
 def refuse_moves(plan: MergePlan, checkpoints: Mapping[str, Checkpoint], rooted: str) -> None:

@@ -52,7 +52,7 @@ def open_storage(location: str, folder: Path, study: str) -> Generator[BaseStora
         yield storage
 
 
-def foresee(location: str, folder: Path) -> None:
+def refuse_place(location: str, folder: Path) -> None:
     """Refuse a folder that can't be a study's, as far as that shows without making anything.
 
     Args:

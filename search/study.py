@@ -20,7 +20,7 @@ from search.forking import forked, prior, rescored
 from search.record import ended, readings_from_dict
 from search.retelling import Retold, only_weights, retold
 from search.sizes import counted
-from search.storage import foresee, open_storage, read_storage
+from search.storage import open_storage, read_storage, refuse_place
 
 _UNSEEN = ("prompts", "rungs")  # what a protocol may have that only the model tells
 
@@ -48,7 +48,7 @@ def read_study(checked: CheckedStudy) -> optuna.Study | None:
     Raises:
         StudyError: If opening it would be refused.
     """
-    foresee(checked.storage, checked.folder)
+    refuse_place(checked.storage, checked.folder)
     name = checked.config.name
     try:
         storage = read_storage(checked.storage, checked.folder, name)

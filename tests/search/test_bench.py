@@ -8,12 +8,14 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 import yaml
-from tiny_study import study_dict
+from tiny_study import study_dict, write_study
 
 from evals.errors import EvaluationError
 from evals.items import Role
 from evals.tasks import OpenTask
+from search.baselines import parent_recipe
 from search.bench import Bench, CheckedStudy, build_bench, check_study
 from search.errors import StudyError
 
@@ -140,3 +142,18 @@ def test_a_merge_that_no_method_takes_is_named_as_the_file_has_it(study_folder: 
         "included; models has 2: a, b",
     )
     checked(study_folder, recipe=recipe | {"slices": {"origin": ["a", "b"]}})  # merges nothing
+
+
+@pytest.mark.parametrize("key", ["dtype", "out_dtype"])
+def test_a_dtype_may_be_written_as_torch_does(study_folder: Path, key: str):
+    found = checked(study_folder, recipe=study_dict()["recipe"] | {key: "torch.float16"})
+    assert found.dtype is torch.float16
+    assert {step.dtype for step in found.plan(parent_recipe("a")).steps} == {torch.float16}
+
+
+def test_parents_in_float64_are_merged_in_the_dtype_that_the_study_states(tmp_path: Path):
+    path = write_study(tmp_path, study_dict(dtype="float32"), dtype=torch.float64)
+    found = check_study(path)
+    assert {spec.dtype for spec in found.checkpoints["a"].tensors.values()} == {torch.float64}
+    step = found.plan(found.space.decode(found.space.starts()[0])).steps[0]
+    assert step.dtype is torch.float32

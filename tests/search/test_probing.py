@@ -1,6 +1,7 @@
 """What a few candidates tell of a study: numbers that never do, filters that match nothing."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from tiny_study import study_dict
 from evals.items import Role
 from merge_core.checkpoint import Checkpoint
 from merge_core.errors import NumbersError
+from merge_core.plan import compile_plan
 from search.bench import build_bench, check_study
 from search.errors import StudyError
-from search.probing import hopeless, unmatched
+from search.foresight import Foresight, foresee
+from search.probing import Planned, hopeless, unmatched
 from search.space import SearchSpace
 
 Read = Callable[[dict[str, Any]], SearchSpace]
@@ -25,6 +28,10 @@ NEVER = {"choice": [-0.5, [-0.5, -0.5]]}
 def linear(a: Any, b: Any, **more: Any) -> dict[str, Any]:
     models = [{"model": m, "parameters": {"weight": w}} for m, w in (("a", a), ("b", b))]
     return {"merge_method": "linear", "models": models} | more
+
+
+def planned(checkpoints: dict[str, Checkpoint]) -> Planned:
+    return partial(compile_plan, parents=checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ def linear(a: Any, b: Any, **more: Any) -> dict[str, Any]:
 def test_a_method_is_hopeless_only_if_all_its_candidates_are(
     recipe: dict[str, Any], found: int, read_space: Read, checkpoints: dict[str, Checkpoint]
 ):
-    told = list(hopeless(read_space(recipe), checkpoints))
+    told = list(hopeless(read_space(recipe), planned(checkpoints)))
     assert len(told) == found
     assert all(text.startswith("recipe (linear): tensor '") for text in told)
     assert all("sum to 0 and can't be normalised" in text for text in told)
@@ -80,4 +87,13 @@ def test_a_filter_of_one_candidate_is_looked_for_in_all(
     read_space: Read, checkpoints: dict[str, Checkpoint]
 ):
     choice = {"choice": [[{"filter": "mpl", "value": 1.0}, {"value": 0.5}], 0.7]}
-    assert len(set(unmatched(read_space(linear(choice, 0.5)), checkpoints))) == 1
+    space = read_space(linear(choice, 0.5))
+    assert len(set(unmatched(space, checkpoints, planned(checkpoints)))) == 1
+
+
+def test_numbers_of_one_candidate_are_no_mistake_of_a_study_of_layers(study_folder: Path):
+    """The middles sum to zero there too, and `check` looks at them to see whether layers move."""
+    recipe = linear({"range": [-1, 1]}, {"range": [-1, 1]}, slices={"origin": ["a", "merge"]})
+    path = study_folder / "layers.yaml"
+    path.write_text(yaml.safe_dump(study_dict(recipe=recipe)))
+    assert foresee(check_study(path)) == Foresight((), ())

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.databases import Database
 from search.errors import NothingFound, StudyError
-from search.storage import JOURNAL, foresee, open_storage, read_storage
+from search.storage import JOURNAL, open_storage, read_storage, refuse_place
 
 
 def add_trials(location: str, folder: Path, count: int) -> list[float]:
@@ -114,23 +114,26 @@ def impossible(folder: Path) -> dict[str, str]:
 def test_a_folder_that_cannot_be_is_refused_and_that_is_foreseen(tmp_path: Path):
     for place, reason in impossible(tmp_path).items():
         expected = f"storage: {tmp_path / place} can't be used: {reason}; give another place, or "
-        for opening in (lambda at: foresee(at, tmp_path), lambda at: add_trials(at, tmp_path, 1)):
+        for opening in (
+            lambda at: refuse_place(at, tmp_path),
+            lambda at: add_trials(at, tmp_path, 1),
+        ):
             with pytest.raises(StudyError) as error:
                 opening(place)
             assert str(error.value) == expected + "put this one right"
 
 
 def test_a_folder_that_may_be_made_is_not_made_to_find_out(tmp_path: Path):
-    foresee("runs/x", tmp_path)
+    refuse_place("runs/x", tmp_path)
     assert list(tmp_path.iterdir()) == []
     add_trials("runs/x", tmp_path, 1)
-    foresee("runs/x", tmp_path)
+    refuse_place("runs/x", tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or path != tmp_path)
     with pytest.raises(StudyError, match=f"{tmp_path} can't be written to; give another place"):
-        foresee("runs/x", tmp_path)
+        refuse_place("runs/x", tmp_path)
 
 
 def full(times: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
