@@ -37,7 +37,7 @@ from search.record import (
 
 _OF_ANSWERS = ("weight", "metric", "signal", "direction", "floor", "at_most")  # of an objective
 _BY_NAME = ("contents", "clusters", "functions")  # of a protocol, by objective
-_CARRIED = ("norms", "figures", "practice", "looks", "samplers", "prior", "starts")
+_CARRIED = ("norms", "figures", "practice", "looks", "samplers", "prior", "starts", "before")
 _ENDED = (TrialState.COMPLETE, TrialState.FAIL)
 
 Card = dict[str, Any]
@@ -97,7 +97,7 @@ def retold(study: optuna.Study, bench: Bench, stated: Mapping[str, Any]) -> Reto
         None if what is stored can't answer the question.
     """
     stored, told = study.user_attrs.get("protocol", {}), study.user_attrs
-    if "baselines" not in told or not _asks_the_same(stored, stated):
+    if not told.get("baselines") or not _asks_the_same(stored, stated):
         return None
     before = {one.name: one for one in readings_from_dict(study)}
     if not all(_readable(one, before[one.name]) for one in bench.readings):
