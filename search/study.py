@@ -184,11 +184,10 @@ def _gone_back(study: optuna.Study) -> str:
 
 
 def _told_again(study: optuna.Study, after: optuna.Study, found: Retold) -> str:
-    failed = len(found.trials) - found.scored
     return (
         f"Goes on with study '{after.study_name}': {found.scored:,} trials of "
         f"'{study.study_name}', re-scored without a model"
-        + (f"; {failed:,} that failed stay so" if failed else "")
+        + (f"; {found.failed:,} that failed stay so" if found.failed else "")
     )
 
 
