@@ -67,14 +67,18 @@ def made_under(
         unseen: What of it isn't known and may be anything.
     """
     known = {key: value for key, value in protocol.items() if key not in unseen}
-    for name in reversed(list(_names(study))):
-        found = named(study, name)
+    for found in reversed(all_of(study)):
         stated = found.user_attrs.get("protocol")
         if stated is None:
             continue
         if not differences({k: v for k, v in stated.items() if k not in unseen}, known):
             return found
     return None
+
+
+def all_of(study: optuna.Study) -> list[optuna.Study]:
+    """All studies of a study's name, the oldest first."""
+    return [named(study, name) for name in _names(study)]
 
 
 def named(study: optuna.Study, name: str) -> optuna.Study:

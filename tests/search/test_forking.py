@@ -16,6 +16,7 @@ from merge_core.recipe import to_dict
 from search.bench import check_study
 from search.commands import RunOptions, check_file, compare_study, run_study
 from search.errors import ProtocolError
+from search.finals import looks
 from search.forking import asked_anew, forked, with_starts
 from search.genes import distribution
 from search.holes import build_space
@@ -346,6 +347,31 @@ def test_a_study_without_trials_gets_a_successor_for_another_number_of_values(
     with open_study(check_study(ran)) as study:
         assert study.study_name == "tiny#3"
         assert {len(trial.values) for trial in study.trials} == {2}
+
+
+def test_readings_of_the_holdout_are_counted_over_all_studies_that_have_it(ran: Path):
+    def read(trial: int, day: int) -> list[int]:
+        """Note a reading that has just been; return all that the study then knows of."""
+        with open_study(check_study(ran)) as study:
+            entry = {"time": f"2026-01-{day:02d}", "trial": trial, "recipe": {}}
+            study.set_user_attr("looks", [*study.user_attrs.get("looks", []), entry])
+            return [look.trial for look in looks(study)]
+
+    assert read(1, day=1) == [1]
+    study_of(ran.parent, weight=3.0)  # the same trials: it has the reading itself
+    run_study(ran, SILENT)
+    assert read(2, day=2) == [1, 2]
+    recipe = study_dict()["recipe"]
+    recipe["models"][0]["parameters"]["weight"] = {"range": [0.45, 0.55]}
+    study_of(ran.parent, recipe=recipe)  # other candidates on the same items
+    run_study(ran, SILENT, RunOptions(fork=True))
+    assert read(3, day=3) == [1, 2, 3]
+    study_of(ran.parent, items={"search": 14, "select": 8, "holdout": 16})
+    run_study(ran, SILENT, RunOptions(fork=True))
+    assert read(4, day=4) == [4]
+    study_of(ran.parent)  # back to one of before
+    run_study(ran, SILENT, RunOptions(fork=True))
+    assert read(5, day=5) == [1, 2, 3, 5]
 
 
 def test_a_successor_that_was_left_half_made_is_made_anew(ran: Path):
