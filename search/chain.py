@@ -28,9 +28,9 @@ def last_of(study: optuna.Study) -> optuna.Study:
         study: The first one.
     """
     if name := study.user_attrs.get(_CURRENT):
-        return _open(study, name)
+        return named(study, name)
     while _NEXT in study.user_attrs:
-        study = _open(study, study.user_attrs[_NEXT])
+        study = named(study, study.user_attrs[_NEXT])
     return study
 
 
@@ -53,7 +53,7 @@ def stored_study(location: str, folder: Path, name: str) -> optuna.Study | None:
 
 def go_on_with(study: optuna.Study) -> None:
     """From here on this one is the study of its name."""
-    _open(study, _first(study)).set_user_attr(_CURRENT, study.study_name)
+    named(study, _first(study)).set_user_attr(_CURRENT, study.study_name)
 
 
 def made_under(
@@ -67,14 +67,23 @@ def made_under(
         unseen: What of it isn't known and may be anything.
     """
     known = {key: value for key, value in protocol.items() if key not in unseen}
-    for name in reversed(list(_names(study))):
-        found = _open(study, name)
+    for found in reversed(all_of(study)):
         stated = found.user_attrs.get("protocol")
         if stated is None:
             continue
         if not differences({k: v for k, v in stated.items() if k not in unseen}, known):
             return found
     return None
+
+
+def all_of(study: optuna.Study) -> list[optuna.Study]:
+    """All studies of a study's name, the oldest first."""
+    return [named(study, name) for name in _names(study)]
+
+
+def named(study: optuna.Study, name: str) -> optuna.Study:
+    """Another study of the same storage."""
+    return optuna.load_study(study_name=name, storage=_storage(study))
 
 
 def successor(study: optuna.Study, values: int) -> optuna.Study:
@@ -86,7 +95,7 @@ def successor(study: optuna.Study, values: int) -> optuna.Study:
     """
     *_, last = _names(study)
     storage = _storage(study)
-    if "protocol" not in _open(study, last).user_attrs and last != study.study_name:
+    if "protocol" not in named(study, last).user_attrs and last != study.study_name:
         optuna.delete_study(study_name=last, storage=storage)
     else:
         last = f"{_first(study)}#{_number(last) + 1}"
@@ -107,10 +116,6 @@ def _first(study: optuna.Study) -> str:
 
 def _number(name: str) -> int:
     return int(name.partition("#")[2] or 1)
-
-
-def _open(study: optuna.Study, name: str) -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=_storage(study))
 
 
 def _storage(study: optuna.Study) -> BaseStorage:

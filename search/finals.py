@@ -19,6 +19,7 @@ from evals.statistics import Gain
 from merge_core.recipe import Recipe, from_dict, to_dict
 from search.baselines import baselines, parent_recipe, parents
 from search.bench import Bench
+from search.chain import all_of
 from search.errors import NothingFound
 from search.evaluators import Evaluators, Job
 from search.goals import Goals, Result, front, spread, violation
@@ -130,7 +131,7 @@ class Claim:
         values: The objective of each of them.
         verdicts: The winner against each reference.
         path: The winner's way from search to holdout: its luck made visible.
-        looks: Every reading of the holdout in this study, the first one first.
+        looks: Every reading of the holdout by the studies of the name, the first one first.
         rooms: For each objective with a limit whether the winner keeps to it.
         figures: Of objectives without items, by objective and model.
     """
@@ -388,13 +389,24 @@ def shrunken(study: optuna.Study, bench: Bench, *, signal: bool) -> dict[str, fl
 
 
 def looks(study: optuna.Study) -> tuple[Look, ...]:
-    """When and for whom the holdout was read."""
-    return tuple(Look(**entry) for entry in study.user_attrs.get("looks", []))
+    """When and for whom the holdout was read, by any study of the name that has the same one."""
+    alike = [one for one in all_of(study) if _holdout_of(one) == _holdout_of(study)]
+    entries: list[dict[str, Any]] = []
+    for entry in (entry for one in alike for entry in one.user_attrs.get("looks", [])):
+        if entry not in entries:  # re-scored studies have those of the study before
+            entries.append(entry)
+    return tuple(sorted((Look(**entry) for entry in entries), key=lambda look: look.time))
+
+
+def _holdout_of(study: optuna.Study) -> list[Any]:
+    """What decides which items are sealed."""
+    stated: dict[str, Any] = study.user_attrs.get("protocol", {})
+    return [stated.get(key) for key in ("items", "contents", "clusters")]
 
 
 def _look(study: optuna.Study, best: Record) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    known = [asdict(look) for look in looks(study)]
+    known: list[dict[str, Any]] = study.user_attrs.get("looks", [])
     study.set_user_attr("looks", [*known, asdict(Look(now, best.number, to_dict(best.recipe)))])
 
 

@@ -11,15 +11,14 @@ another one in the same storage; see `search.chain`.
                         order of layers is searched now and wasn't before
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from search.bench import Bench
-from search.chain import go_on_with, successor
+from search.chain import go_on_with, named, successor
 from search.dimensions import Choice, Dimension
 from search.known import fingerprint
 from search.layouts import Layout
@@ -30,8 +29,21 @@ from search.starts import affordable
 
 _TAKEN = 10  # candidates of the study before
 
-_PRIOR, _STARTS = "prior", "starts"
-"""Attributes of a study: what it took over and tries first, and how many it tries first in all."""
+_PRIOR, _STARTS, _BEFORE = "prior", "starts", "before"
+"""Attributes of a study: what it took over and tries first, how many it tries first in all, and of
+which study it took them over."""
+
+_ABSENT: Mapping[str, Any] = {
+    "baselines": {},  # the first: without them nothing else is read
+    "select": {},
+    "readings": [],
+    "norms": {},
+    "figures": {},
+    "practice": None,
+    "samplers": [],
+    _STARTS: 0,
+}
+"""What a study stores before its first trial, as whoever reads it takes for missing."""
 
 
 def rescored(
@@ -63,16 +75,33 @@ def forked(
         values: How many values its trials have.
         protocol: Of the new one.
     """
-    different: dict[str, Values] = {}
-    for trial in sorted(finished(study), key=rank_of):
-        point = _point(space, trial.params) or _same_model(space, trial)
-        if point is not None:
-            different.setdefault(_key(space, point), point)
-        if len(different) == _TAKEN:
-            break
+    taken = _taken(study, space)
     after = successor(study, values)
-    after.set_user_attr(_PRIOR, [dict(point) for point in different.values()])
+    after.set_user_attr(_PRIOR, taken)
+    after.set_user_attr(_BEFORE, study.study_name)
     return _begun(after, protocol)
+
+
+def untried(study: optuna.Study) -> bool:
+    """Whether a study has no trials: then it may be asked anything."""
+    return not study.get_trials(deepcopy=False)
+
+
+def asked_anew(study: optuna.Study, space: SearchSpace, protocol: Mapping[str, Any]) -> None:
+    """Ask an untried study another question; of what it has only candidates taken over are left.
+
+    Args:
+        study: Without trials, each of which will have as many values as before.
+        space: As its file now says.
+        protocol: As its file now says.
+    """
+    taken = _taken(study, space)
+    for name, absent in _ABSENT.items():
+        if name in study.user_attrs:
+            study.set_user_attr(name, absent)
+    if _PRIOR in study.user_attrs:
+        study.set_user_attr(_PRIOR, taken)
+    study.set_user_attr("protocol", dict(protocol))
 
 
 def prior(study: optuna.Study) -> list[Values]:
@@ -96,11 +125,40 @@ def with_starts(study: optuna.Study, space: SearchSpace, trials: int) -> SearchS
 
 
 def _with_prior(study: optuna.Study, space: SearchSpace) -> SearchSpace:
-    """Points that are models already taken over, however they are written, are left out."""
-    first = prior(study)
+    """Points that are models already taken over, however they are written, are left out.
+
+    So are points of another space: a process may die while a study is asked anew.
+    """
+    first = [point for point in prior(study) if _point(space, point) is not None]
     keys = {_key(space, point) for point in first}
     rest = tuple(point for point in space.points if _key(space, point) not in keys)
     return replace(space, points=(*first, *rest))
+
+
+def _taken(study: optuna.Study, space: SearchSpace) -> list[Values]:
+    """The best candidates of a study, as points of a space: different models."""
+    different: dict[str, Values] = {}
+    for params, key in _candidates(study):
+        point = _point(space, params) or _same_model(space, params, key)
+        if point is not None:
+            different.setdefault(_key(space, point), point)
+        if len(different) == _TAKEN:
+            break
+    return [dict(point) for point in different.values()]
+
+
+def _candidates(study: optuna.Study) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """Parameters and models, if known: the best first, then those of the study before.
+
+    Of all of these, not of what was taken over: what didn't fit in between may fit now.
+    """
+    for trial in sorted(finished(study), key=rank_of):
+        yield trial.params, trial.user_attrs["fingerprint"]
+    before = study.user_attrs.get(_BEFORE)
+    if before is not None:
+        yield from _candidates(named(study, before))
+    else:
+        yield from ((point, None) for point in prior(study))
 
 
 def _point(space: SearchSpace, params: Mapping[str, Any]) -> Values | None:
@@ -122,16 +180,16 @@ def _point(space: SearchSpace, params: Mapping[str, Any]) -> Values | None:
         return None
 
 
-def _same_model(space: SearchSpace, trial: FrozenTrial) -> Values | None:
+def _same_model(space: SearchSpace, own: Mapping[str, Any], key: str | None) -> Values | None:
     """Values of the same model in a space that searches more of the order of its layers.
 
     What is new is filled in as it is tried first; where that isn't the same, all of it is.
     """
     layouts = [node for node in holes(space.template) if isinstance(node, Layout)]
     for start in (start for node in layouts for start in node.starts()):
-        for params in ({**start, **trial.params}, {**trial.params, **start}):
+        for params in ({**start, **own}, {**own, **start}):
             point = _point(space, params)
-            if point is not None and _key(space, point) == trial.user_attrs["fingerprint"]:
+            if point is not None and _key(space, point) == key:
                 return point
     return None
 

@@ -37,8 +37,8 @@ from search.record import (
 
 _OF_ANSWERS = ("weight", "metric", "signal", "direction", "floor", "at_most")  # of an objective
 _BY_NAME = ("contents", "clusters", "functions")  # of a protocol, by objective
-_CARRIED = ("norms", "figures", "practice", "looks", "samplers", "prior", "starts")
-_ENDED = (TrialState.COMPLETE, TrialState.FAIL)
+_CARRIED = ("norms", "figures", "practice", "looks", "samplers", "prior", "starts", "before")
+_BEGUN = ("recipe", "fingerprint", "attempts")  # what a trial has before it has a result
 
 Card = dict[str, Any]
 
@@ -48,7 +48,8 @@ class Retold:
     """What a study is under another question.
 
     Attributes:
-        trials: Those that had ended; what failed stays failed.
+        trials: All, with the numbers that they had, which are places in the order of proposals and
+            which others name; what failed stays failed, what a killed process left is still to do.
         attributes: Of the study.
     """
 
@@ -58,7 +59,15 @@ class Retold:
     @property
     def scored(self) -> int:
         """How many trials have new values."""
-        return sum(trial.state is TrialState.COMPLETE for trial in self.trials)
+        return self._count(TrialState.COMPLETE)
+
+    @property
+    def failed(self) -> int:
+        """How many trials have none."""
+        return self._count(TrialState.FAIL)
+
+    def _count(self, state: TrialState) -> int:
+        return sum(trial.state is state for trial in self.trials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ def retold(study: optuna.Study, bench: Bench, stated: Mapping[str, Any]) -> Reto
         None if what is stored can't answer the question.
     """
     stored, told = study.user_attrs.get("protocol", {}), study.user_attrs
-    if "baselines" not in told or not _asks_the_same(stored, stated):
+    if not told.get("baselines") or not _asks_the_same(stored, stated):
         return None
     before = {one.name: one for one in readings_from_dict(study)}
     if not all(_readable(one, before[one.name]) for one in bench.readings):
@@ -105,10 +114,10 @@ def retold(study: optuna.Study, bench: Bench, stated: Mapping[str, Any]) -> Reto
     if not all(_prompts_kept(one, before[one.name], stored) for one in bench.harness.benchmarks):
         return None
     known = {name: _reread(card, bench) for name, card in told["baselines"].items()}
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state in _ENDED]
-    cards = [_reread(t.user_attrs["scorecard"], bench) if t.values else {} for t in ended]
+    trials = study.get_trials(deepcopy=False)
+    cards = [_reread(t.user_attrs["scorecard"], bench) if t.values else {} for t in trials]
     baselines = {name: card for name, card in known.items() if card is not None}
-    raced = any(STOPPED in trial.user_attrs for trial in ended)
+    raced = any(STOPPED in trial.user_attrs for trial in trials)
     if len(baselines) < len(known) or None in cards or (raced and bench.goals.raced() is None):
         return None
     figures: dict[str, Any] = told.get("figures", {})
@@ -117,7 +126,7 @@ def retold(study: optuna.Study, bench: Bench, stated: Mapping[str, Any]) -> Reto
     bench.scaled(_scales(bench.readings, before, [result.cards[0] for result in results]))
     several = stored.get("goal") == "pareto"
     question = _Question(bench.goals, bench.readings, before, several, results)
-    trials = [_trial(t, card or {}, question) for t, card in zip(ended, cards, strict=True)]
+    again = [_trial(t, card or {}, question) for t, card in zip(trials, cards, strict=True)]
     select = {key: _reread(card, bench) for key, card in told.get("select", {}).items()}
     attributes = {
         **{name: told[name] for name in _CARRIED if name in told},
@@ -125,7 +134,7 @@ def retold(study: optuna.Study, bench: Bench, stated: Mapping[str, Any]) -> Reto
         "select": {key: card for key, card in select.items() if card is not None},
         "readings": readings_to_dict(bench.readings),
     }
-    return Retold(tuple(trials), attributes)
+    return Retold(tuple(again), attributes)
 
 
 def _asks_the_same(stored: Mapping[str, Any], stated: Mapping[str, Any]) -> bool:
@@ -223,6 +232,8 @@ def _scales(
 
 
 def _trial(trial: FrozenTrial, data: Card, question: _Question) -> FrozenTrial:
+    if not trial.state.is_finished():
+        return _left(trial)
     if not data:
         return trial
     record, card = load(trial), card_from_dict(data)
@@ -230,19 +241,34 @@ def _trial(trial: FrozenTrial, data: Card, question: _Question) -> FrozenTrial:
     if stopped is not None:
         assert record.scorecard is not None
         values = _estimates(stopped, record.scorecard, card, question)
-        stopped = replace(stopped, values=values)
+        items = sum(score.n for score in card.scores)
+        stopped = replace(stopped, values=values, items=items)
     record = replace(record, scorecard=card, stopped=stopped, values=None, missed={})
     record = judged(record, question.goals, question.parents)
-    system = {k: v for k, v in trial.system_attrs.items() if not k.startswith(CONSTRAINTS)}
     return create_trial(
         state=trial.state,
         values=record.told,
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=resaved(trial.user_attrs, record, data),
-        system_attrs=system,
+        system_attrs=_system(trial),
         constraints={f"{at}": missed for at, missed in enumerate(record.missed.values())},
     )
+
+
+def _left(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that a killed process left, without what it may have stored of a result."""
+    return create_trial(
+        state=trial.state,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={k: v for k, v in trial.user_attrs.items() if k in _BEGUN},
+        system_attrs=_system(trial),
+    )
+
+
+def _system(trial: FrozenTrial) -> dict[str, Any]:
+    return {k: v for k, v in trial.system_attrs.items() if not k.startswith(CONSTRAINTS)}
 
 
 def _estimates(

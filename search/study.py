@@ -3,9 +3,10 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -16,8 +17,8 @@ from search.chain import go_on_with, last_of, made_under
 from search.config import StudyConfig
 from search.differences import differences
 from search.errors import NothingFound, ProtocolError
-from search.forking import forked, prior, rescored
-from search.record import ended, readings_from_dict
+from search.forking import asked_anew, forked, prior, rescored, untried
+from search.record import ended, finished, readings_from_dict
 from search.retelling import Retold, only_weights, retold
 from search.sizes import counted
 from search.storage import open_storage, read_storage, refuse_place
@@ -70,7 +71,7 @@ def foresee_protocol(study: optuna.Study, checked: CheckedStudy) -> None:
         ProtocolError: With every difference that shows.
     """
     stored = study.user_attrs.get("protocol")
-    if stored is None:
+    if stored is None or untried(study):
         return
     foreseen = foreseen_protocol(checked)
     unseen = {key: stored[key] for key in _UNSEEN if key in stored and key not in foreseen}
@@ -105,7 +106,7 @@ def keep_protocol(
         ProtocolError: With every difference.
     """
     kept = _kept(study, bench, fork, tell)
-    if "readings" in kept.user_attrs:
+    if kept.user_attrs.get("readings"):
         bench.scaled([one.scale for one in readings_from_dict(kept)])
     return kept
 
@@ -115,11 +116,8 @@ def _kept(
 ) -> optuna.Study:
     stated = json.loads(json.dumps(protocol(bench)))  # as it is read back
     stored = study.user_attrs.get("protocol")
-    if stored is None:  # nothing was ever asked of it
-        if len(study.directions) != bench.study.config.values:
-            return forked(study, bench.study.space, bench.study.config.values, stated)
-        study.set_user_attr("protocol", stated)
-        return study
+    if stored is None:
+        return _unasked(study, bench, stated)
     changed = differences(stored, stated)
     if not changed:
         return study
@@ -129,15 +127,28 @@ def _kept(
         tell(_gone_back(earlier))
         return earlier
     found = retold(study, bench, stated)
-    if found is not None and (weights or fork):
+    if found is not None and (weights or fork or untried(study)):
         after = rescored(study, found, bench, stated)
         tell(_told_again(study, after, found))
+        return after
+    if untried(study):
+        after = _unasked(study, bench, stated)
+        tell(_asked_anew(after))
         return after
     if fork:
         after = forked(study, bench.study.space, bench.study.config.values, stated)
         tell(_begun_anew(study, after))
         return after
     raise _other_conditions(changed, study, _advice(found))
+
+
+def _unasked(study: optuna.Study, bench: Bench, stated: Mapping[str, Any]) -> optuna.Study:
+    """Go on with a study without trials; another number of values needs a study of its own."""
+    space, values = bench.study.space, bench.study.config.values
+    if len(study.directions) != values:
+        return forked(study, space, values, stated)
+    asked_anew(study, space, stated)
+    return study
 
 
 def _other_conditions(changed: list[str], study: optuna.Study, advice: str) -> ProtocolError:
@@ -173,24 +184,32 @@ def _gone_back(study: optuna.Study) -> str:
 
 
 def _told_again(study: optuna.Study, after: optuna.Study, found: Retold) -> str:
-    failed = len(found.trials) - found.scored
     return (
         f"Goes on with study '{after.study_name}': {found.scored:,} trials of "
         f"'{study.study_name}', re-scored without a model"
-        + (f"; {failed:,} that failed stay so" if failed else "")
+        + (f"; {found.failed:,} that failed stay so" if found.failed else "")
     )
 
 
 def _begun_anew(study: optuna.Study, after: optuna.Study) -> str:
     first, begins = prior(after), f"Begins study '{after.study_name}'"
     if not first:
+        had = finished(study) or prior(study)
+        why = "is in the new space" if had else "was scored on all items"
         return (
-            f"Warning: {begins} with nothing of '{study.study_name}': none of its candidates is in "
-            "the new space"
+            f"Warning: {begins} with nothing of '{study.study_name}': none of its candidates {why}"
         )
     return (
         f"{begins}, which first tries the best {counted(len(first), 'candidate')} of "
         f"'{study.study_name}'; none was re-scored without a model"
+    )
+
+
+def _asked_anew(study: optuna.Study) -> str:
+    taken = len(prior(study))
+    return (
+        f"Goes on with study '{study.study_name}' under the changed conditions, as it has no trials"
+        + (f"; it first tries {counted(taken, 'candidate')} of the study before it" * (taken > 0))
     )
 
 

@@ -14,13 +14,21 @@ from tiny_study import study_dict, write_study
 from evals.objective import objective
 from merge_core.recipe import to_dict
 from search.bench import check_study
-from search.commands import RunOptions, compare_study, run_study
+from search.commands import RunOptions, check_file, compare_study, run_study
 from search.errors import ProtocolError
-from search.forking import forked, with_starts
+from search.finals import looks
+from search.forking import asked_anew, forked, with_starts
 from search.genes import distribution
 from search.holes import build_space
 from search.known import fingerprint
-from search.record import best_of, load, readings_from_dict
+from search.record import (
+    best_of,
+    card_from_dict,
+    load,
+    readings_from_dict,
+    samplers_of,
+    stored_practice,
+)
 from search.space import SearchSpace, Values
 from search.study import open_study
 
@@ -199,6 +207,171 @@ def test_a_fork_that_takes_over_nothing_says_so(ran: Path):
     study_of(ran.parent, recipe=recipe)
     told = "Warning: Begins study 'tiny#2' with nothing of 'tiny': none of its candidates is in"
     assert told in said(ran, fork=True)
+
+
+def interrupted(study: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
+    """Run until the parents are scored and no trial has begun."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("search.searching.with_starts", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, SILENT, RunOptions(**options))
+
+
+def broken_off(study: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
+    """Run until the first parent would be scored."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("search.searching._score_baselines", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, SILENT, RunOptions(**options))
+
+
+@pytest.mark.parametrize("until", [broken_off, interrupted])
+def test_a_fork_that_is_corrected_before_any_trial_keeps_what_it_took_over(
+    until: Any, ran: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with open_study(check_study(ran)) as study:
+        best = min(study.trials, key=lambda t: (-t.value, t.number))
+    recipe = study_dict()["recipe"]
+    for model in recipe["models"]:
+        model["parameters"]["weight"] = {"range": [1.6, 1.7]}  # no candidate is in it
+    study_of(ran.parent, recipe=recipe)
+    until(ran, monkeypatch, fork=True)
+    study_of(ran.parent, items={"search": 14, "select": 8, "holdout": 16})
+    told = (
+        "'tiny#2' under the changed conditions, as it has no trials; it first tries 10 candidates"
+    )
+    assert told in said(ran, fork=True)
+    assert names(ran) == ["tiny", "tiny#2"]
+    with open_study(check_study(ran)) as study:
+        assert study.trials[0].params == best.params
+        for data in study.user_attrs["baselines"].values():
+            assert {score.n for score in card_from_dict(data).scores} == {14}
+
+
+def test_a_fork_of_a_fork_goes_on_with_what_the_first_one_did_not_try():
+    space = space_of(None)
+    points: list[Values] = [{"a.weight": a, "b.weight": b} for a, b in WEIGHTS]
+    first = told_study(space, points)
+    second = forked(first, space, 1, {})
+    layers = space_of({"origin": ["a", "merge"]})
+    keys = [trial.user_attrs["fingerprint"] for trial in first.trials]
+    assert taken(second, layers) == keys
+    second.set_user_attr("before", None)  # as studies were stored before
+    assert taken(second, space) == keys
+
+
+def test_points_of_another_space_are_not_tried():
+    space = space_of(None)
+    study = told_study(space, [])
+    inside, outside = ({"a.weight": at, "b.weight": 0.3} for at in (0.7, 70.0))
+    study.set_user_attr("prior", [outside, inside])
+    points = with_starts(study, space, 100).points
+    assert points[0] == inside
+    assert outside not in points
+
+
+def test_a_fork_of_failures_says_that_none_was_scored(ran: Path):
+    with open_study(check_study(ran)) as study:
+        failed = [create_trial(state=optuna.trial.TrialState.FAIL)]
+        storage, stored = study._storage, study.user_attrs  # pyright: ignore
+        optuna.delete_study(study_name="tiny", storage=storage)
+        again = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
+        again.add_trials(failed)
+        again.set_user_attr("protocol", stored["protocol"])
+    study_of(ran.parent, items={"search": 14, "select": 8, "holdout": 16})
+    assert "nothing of 'tiny': none of its candidates was scored on all" in said(ran, fork=True)
+
+
+@pytest.mark.parametrize("until", [broken_off, interrupted])
+def test_a_study_without_trials_may_be_asked_anything(
+    until: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = study_of(tmp_path)
+    until(path, monkeypatch)
+    study_of(tmp_path, weight=3.0, items={"search": 14, "select": 8, "holdout": 16})
+    check_file(path, SILENT)
+    assert "Goes on with study 'tiny' under the changed conditions" in said(path)
+    assert names(path) == ["tiny"]
+    with open_study(check_study(path)) as study:
+        assert [one.weight for one in readings_from_dict(study)] == [1.0, 3.0]
+        assert study.user_attrs["protocol"]["items"]["search"] == 14
+        for data in study.user_attrs["baselines"].values():
+            assert {score.n for score in card_from_dict(data).scores} == {14}
+        assert len(study.trials) == 14
+
+
+def test_nothing_of_a_broken_off_run_is_read_under_another_question():
+    space = space_of(None)
+    study = told_study(space, [])
+    practice = {"sequences": 1, "gates": {}}
+    stale = {"practice": practice, "figures": {"a": {"depth": 2}}, "samplers": [[0, "tpe", "tpe"]]}
+    stale |= {"norms": {"a": [0, 1]}, "readings": [1], "select": {"key": {}}, "starts": 3}
+    for name, value in (stale | {"baselines": {"a": {}}, "prior": []}).items():
+        study.set_user_attr(name, value)
+    asked_anew(study, space, {"seed": 1})
+    assert study.user_attrs["protocol"] == {"seed": 1}
+    assert stored_practice(study) is None
+    assert samplers_of(study) == readings_from_dict(study) == []
+    assert not any(study.user_attrs[name] for name in (*stale, "baselines"))
+    made = with_starts(study, space, 100).points
+    assert len(made) == study.user_attrs["starts"] > 3
+
+
+def test_a_question_that_baselines_answer_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = study_of(tmp_path)
+    interrupted(path, monkeypatch)
+    write_study(tmp_path, study_dict(objectives=BOTH[:1], search=SEARCH))
+    monkeypatch.setattr("search.searching._score_baselines", lambda *_: pytest.fail("a model"))
+    assert "'tiny#2': 0 trials of 'tiny'" in said(path)
+
+
+def test_a_study_without_trials_gets_a_successor_for_another_number_of_values(
+    ran: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study_of(ran.parent, items={"search": 14, "select": 8, "holdout": 16})
+    broken_off(ran, monkeypatch, fork=True)
+    front = SEARCH | {"goal": "pareto", "trials": 4}
+    items = {"search": 12, "select": 8, "holdout": 16}
+    write_study(ran.parent, study_dict(objectives=BOTH, search=front, items=items))
+    assert "it first tries 10 candidates" in said(ran)
+    with open_study(check_study(ran)) as study:
+        assert study.study_name == "tiny#3"
+        assert {len(trial.values) for trial in study.trials} == {2}
+
+
+def test_readings_of_the_holdout_are_counted_over_all_studies_that_have_it(ran: Path):
+    def read(trial: int, day: int) -> list[int]:
+        """Note a reading that has just been; return all that the study then knows of."""
+        with open_study(check_study(ran)) as study:
+            entry = {"time": f"2026-01-{day:02d}", "trial": trial, "recipe": {}}
+            study.set_user_attr("looks", [*study.user_attrs.get("looks", []), entry])
+            return [look.trial for look in looks(study)]
+
+    assert read(1, day=1) == [1]
+    study_of(ran.parent, weight=3.0)  # the same trials: it has the reading itself
+    run_study(ran, SILENT)
+    assert read(2, day=2) == [1, 2]
+    recipe = study_dict()["recipe"]
+    recipe["models"][0]["parameters"]["weight"] = {"range": [0.45, 0.55]}
+    study_of(ran.parent, recipe=recipe)  # other candidates on the same items
+    run_study(ran, SILENT, RunOptions(fork=True))
+    assert read(3, day=3) == [1, 2, 3]
+    study_of(ran.parent, items={"search": 14, "select": 8, "holdout": 16})
+    run_study(ran, SILENT, RunOptions(fork=True))
+    assert read(4, day=4) == [4]
+    study_of(ran.parent)  # back to one of before
+    run_study(ran, SILENT, RunOptions(fork=True))
+    assert read(5, day=5) == [1, 2, 3, 5]
 
 
 def test_a_successor_that_was_left_half_made_is_made_anew(ran: Path):

@@ -194,6 +194,7 @@ def test_a_stopped_candidate_keeps_the_distance_of_its_estimate(
     assert record.stopped.values == pytest.approx(expected)
     assert record.scorecard is not None
     assert [score.n for score in record.scorecard.scores] == [8] * len(objectives)
+    assert record.stopped.items == 8 * len(objectives)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,38 @@ def test_a_failed_trial_stays_so(tmp_path: Path):
     assert found is not None
     assert (len(found.trials), found.scored) == (6, 5)
     assert found.trials[2].user_attrs == {"failure": "bad"}
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_trial_that_a_killed_process_left_is_done_in_its_place(*, scored: bool, tmp_path: Path):
+    """Its number too: later trials are known by theirs."""
+    path = study_of(tmp_path, CHOICE, EXACT)
+    run_study(path, Console(file=StringIO()))
+    with open_study(check_study(path)) as study:
+        trials = study.get_trials()
+        left, attributes = trials[4], study.user_attrs
+        given = ("recipe", "fingerprint")
+        known = (
+            left.user_attrs if scored else {k: v for k, v in left.user_attrs.items() if k in given}
+        )
+        trials[4] = create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=left.params,
+            distributions=left.distributions,
+            user_attrs=known,
+        )
+        storage = study._storage  # pyright: ignore
+        optuna.delete_study(study_name="tiny", storage=storage)
+        again = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
+        again.add_trials(trials)
+        for key, value in attributes.items():
+            again.set_user_attr(key, value)
+    told, study = ran(study_of(tmp_path, CHOICE), fork=True)
+    assert "5 trials of 'tiny', re-scored without a model" in told
+    assert "that failed" not in told
+    _, twin = ran(study_of(tmp_path, CHOICE, name="twin"))
+    same(study, twin)
+    assert [load(one).reused for one in study.trials] == [load(one).reused for one in twin.trials]
 
 
 @pytest.mark.parametrize(
