@@ -43,7 +43,7 @@ from merge_core.recipe import DTYPE_NAMES, Recipe
 from merge_core.vocabulary import align_vocabularies
 from merge_core.writers import powers
 from search.baselines import baselines, parent_recipe
-from search.chain import stored_study
+from search.chain import all_of, stored_study
 from search.config import ObjectiveConfig, StudyConfig, parse, read_yaml
 from search.devices import find_device
 from search.errors import ScorerError, StudyError
@@ -311,10 +311,12 @@ def _space(
     if other.describe() == space.describe():
         return space
     study = stored_study(config.location, folder, config.name)
-    stated: dict[str, Any] = {} if study is None else study.user_attrs.get("protocol", {})
-    for form in (space, other):
-        if json.dumps(form.describe()) == json.dumps(stated.get("space")):
-            return form
+    known = () if study is None else (study, *reversed(all_of(study)))  # one may be gone back to
+    for one in known:
+        stated = json.dumps(one.user_attrs.get("protocol", {}).get("space"))
+        for form in (space, other):
+            if json.dumps(form.describe()) == stated:
+                return form
     word, _ = choose_sampler("auto", space, search.trials, config.values)
     return other if word == "cmaes" else space
 

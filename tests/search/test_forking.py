@@ -1,5 +1,6 @@
 """A study goes on under another question: what is comparable is kept, the rest is tried again."""
 
+import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny_study import study_dict, write_study
 from evals.objective import objective
 from merge_core.recipe import to_dict
 from search.bench import check_study
+from search.chain import go_on_with, successor
 from search.commands import RunOptions, check_file, compare_study, run_study
 from search.errors import ProtocolError
 from search.finals import looks
@@ -483,3 +485,19 @@ def test_what_was_taken_over_is_not_tried_again_in_other_words():
     keys = [fingerprint(space.decode(point), space.depths) for point in points]
     assert keys[0] == key
     assert len(set(keys)) == len(keys) == len(space.points)
+
+
+def test_auto_writes_layers_as_any_study_of_the_name_does(tmp_path: Path):
+    """One of them may be gone back to, whatever the budget is now."""
+    recipe = study_dict()["recipe"] | {"slices": {"origin": "merge", "depth": [2, 4]}}
+    study = study_dict(recipe=recipe, search={"sampler": "auto", "trials": 8})
+    path = write_study(tmp_path, study)
+    few, many = check_study(path), check_study(path, 600)
+    assert few.space.describe() != many.space.describe()
+    with open_study(few) as opened:
+        stated = json.loads(json.dumps(few.space.describe()))
+        opened.set_user_attr("protocol", {"space": stated})
+        second = successor(opened, 1)
+        second.set_user_attr("protocol", {"space": []})
+        go_on_with(second)
+    assert check_study(path, 600).space.describe() == few.space.describe()
