@@ -17,7 +17,9 @@ from evals.errors import EvaluationError
 SIGNALS = ("soft_accuracy", "probability", "margin", "bits_per_byte")
 _BETWEEN_OPTIONS = ("soft_accuracy", "margin")
 _WEIGHED = ("acc_norm", "acc_bytes", "acc_mutual_info")  # see `_weighed`
-_OF_ANSWERS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "mcc")
+SHARES = ("acc", *_WEIGHED)
+"""Metrics of lm-eval that are a share of items, whatever the task."""
+_OF_ANSWERS = (*SHARES, "exact_match", "f1", "mcc")
 
 
 def choose_signal(

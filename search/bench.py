@@ -27,6 +27,7 @@ from evals.resampling import Clusters
 from evals.resident import Resident, build_resident
 from evals.rungs import affordable
 from evals.settings import Settings
+from evals.signals import SHARES
 from evals.tasks import OpenTask, open_tasks, seal
 from evals.texts import CHARS, text_task
 from merge_core.alignment import Aligned
@@ -57,9 +58,6 @@ from search.probing import Planned, hopeless, unmatched
 from search.samplers import Used, choose_sampler, refusal
 from search.space import SearchSpace, plain, tensor_groups
 from search.templates import no_template
-
-_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-"""Metrics of lm-eval that are a share of items, whatever the task."""
 
 _FEWEST_FOR_RACES = 100  # items; an eighth of fewer fills no batch
 
@@ -519,7 +517,7 @@ def _beyond_reach(config: StudyConfig, tasks: Sequence[OpenTask]) -> Iterator[st
     for at, objective in enumerate(config.objectives):
         limit, metric = objective.floor, metrics.get(objective.name, "")
         figure = limit["parents"] if isinstance(limit, dict) else limit
-        if metric in _SHARES and figure is not None and not 0 <= figure <= 1:
+        if metric in SHARES and figure is not None and not 0 <= figure <= 1:
             yield (
                 f"objectives[{at}].floor: {metric} is a share from 0 to 1 (0.6 is 60%), "
                 f"got {figure:g}"

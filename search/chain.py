@@ -14,8 +14,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from search.differences import differences
-from search.errors import NothingFound, StudyError
-from search.storage import read_storage
+from search.errors import NothingFound
+from search.storage import read_storage, refuse_place
 
 _CURRENT = "current"
 _NEXT = "next"  # of studies stored before: each names the one after it
@@ -35,20 +35,24 @@ def last_of(study: optuna.Study) -> optuna.Study:
 
 
 def stored_study(location: str, folder: Path, name: str) -> optuna.Study | None:
-    """The study that now goes by a name, as far as it has been run; None if it can't be read.
+    """The study that now goes by a name, as far as it has been run; None if it hasn't been.
 
-    Nothing can be written to it, and no lock is taken.
+    Nothing can be written to it, and nothing is held or waited for.
 
     Args:
         location: As in `search.storage.open_storage`.
         folder: What a relative folder is relative to.
         name: The study's.
+
+    Raises:
+        StudyError: If opening it would be refused.
     """
+    refuse_place(location, folder)
     try:
         storage = read_storage(location, folder, name)
-        return last_of(optuna.load_study(study_name=name, storage=storage))
-    except (NothingFound, StudyError):
+    except NothingFound:
         return None
+    return last_of(optuna.load_study(study_name=name, storage=storage))
 
 
 def go_on_with(study: optuna.Study) -> None:

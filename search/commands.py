@@ -19,6 +19,7 @@ from evals.items import Role
 from evals.objective import objective
 from evals.scorecard import Scorecard
 from search.bench import Bench, CheckedStudy, build_bench, check_study
+from search.chain import stored_study
 from search.claim_tables import (
     chance_sentence,
     conclusion,
@@ -55,7 +56,6 @@ from search.study import (
     foresee_protocol,
     keep_protocol,
     open_study,
-    read_study,
     stop_on_interrupt,
 )
 from search.tables import print_finalists
@@ -159,7 +159,8 @@ def check_file(path: Path, console: Console) -> CheckedStudy:
         StudyError: If `run` would refuse the study, or what is stored of it.
     """
     checked = check_study(path)
-    known, found = read_study(checked), foresee(checked)
+    known = stored_study(checked.storage, checked.folder, checked.config.name)
+    found = foresee(checked)
     if found.refused:
         raise StudyError(found.refused, str(path))
     print_outlook(console, checked)

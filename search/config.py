@@ -1,6 +1,5 @@
 """The study file: read, checked, every mistake named with its place."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from merge_core.errors import RecipeError
 from merge_core.keys import nearest, read_model
+from search.dimensions import is_number
 from search.errors import StudyError
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -78,21 +78,17 @@ def _generation(value: object) -> object:
 
 def _floor(value: object) -> object:
     """`parents`, by how much one may be better, or a number; pydantic would blame all three."""
-    if value == "parents" or _is_number(value):
+    if value == "parents" or is_number(value):
         return {"parents": 0.0} if value == "parents" else value
     if isinstance(value, dict):
         entries = cast("dict[object, object]", value)
         slack = entries.get("parents")
-        if list(entries) == ["parents"] and _is_number(slack) and cast("float", slack) >= 0:
+        if list(entries) == ["parents"] and is_number(slack) and cast("float", slack) >= 0:
             return entries
     raise ValueError(
         "expected parents (no worse than the best parent), {parents: 0.02} (by no more than .02, "
         f"in the metric's own units) or a number of the metric itself, got {value!r}"
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 Task = Annotated[str | dict[str, Any], BeforeValidator(_named)]

@@ -152,3 +152,8 @@ def drawn(dimension: Dimension, chance: Random) -> Scalar:
     if isinstance(dimension, Whole):
         return chance.randint(dimension.low, dimension.high)
     return chance.uniform(dimension.low, dimension.high)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; `true` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

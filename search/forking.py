@@ -25,7 +25,7 @@ from search.layouts import Layout
 from search.record import finished, rank_of
 from search.retelling import Retold
 from search.space import SearchSpace, Values, holes
-from search.starts import affordable
+from search.starts import starts_within
 
 _TAKEN = 10  # candidates of the study before
 
@@ -119,7 +119,7 @@ def with_starts(study: optuna.Study, space: SearchSpace, trials: int) -> SearchS
     made = len(study.get_trials(deepcopy=False))
     kept: int = study.user_attrs.get(_STARTS, len(space.points) if made else 0)
     if made <= kept:
-        kept = affordable(space, trials, len(prior(study)))
+        kept = starts_within(space, trials, len(prior(study)))
         study.set_user_attr(_STARTS, kept)
     return replace(space, points=space.points[:kept])
 

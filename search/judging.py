@@ -7,7 +7,7 @@ from search.goals import Goals, Result
 from search.record import Record
 
 
-def judged(record: Record, goals: Goals, parents: Sequence[Result]) -> Record:
+def valued(record: Record, goals: Goals, parents: Sequence[Result]) -> Record:
     """A record with its values and what it misses, if it has scores.
 
     Args:

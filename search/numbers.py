@@ -9,7 +9,7 @@ from merge_core.errors import RecipeError
 from merge_core.keys import nearest
 from merge_core.recipe import Scalar, read_settings
 from merge_core.registry import MergeMethod, Parameter, Range
-from search.dimensions import Choice, Prior, Real, Whole
+from search.dimensions import Choice, Prior, Real, Whole, is_number
 from search.scopes import Scope
 from search.space import Branch, Hole, Share, Spread, unbroken
 from search.spreads import read_spread
@@ -272,7 +272,7 @@ def _start(start: Any, span: Range, place: str, tell: Tell) -> float | None:
     if start is None:
         return None
     value = _number(start)
-    if not _is_number(value) or not span.low <= value <= span.high:
+    if not is_number(value) or not span.low <= value <= span.high:
         tell(f"{place}.start: expected a number from {span.low:g} to {span.high:g}, got {start!r}")
         return None
     return float(value)
@@ -285,7 +285,7 @@ def _prior(hole: Mapping[str, Any], span: Range, place: str, tell: Tell) -> Prio
     if span.log or hole.get("integer"):
         tell(f"{place}.prior: stands with neither 'log' nor 'integer'; leave one out")
     match stated:
-        case {"mean": mean, "sd": sd, **rest} if not rest and _is_number(mean) and _is_number(sd):
+        case {"mean": mean, "sd": sd, **rest} if not rest and is_number(mean) and is_number(sd):
             if sd > 0:
                 return _reachable(Prior(float(mean), float(sd), span.low, span.high), place, tell)
         case _:
@@ -317,10 +317,6 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _fits(parameter: Parameter, value: Any) -> bool:

@@ -24,7 +24,7 @@ from search.bench import Bench
 from search.config import ObjectiveConfig
 from search.genes import CONSTRAINTS
 from search.goals import Goals, Result
-from search.judging import judged
+from search.judging import valued
 from search.record import (
     STOPPED,
     Stopped,
@@ -244,7 +244,7 @@ def _trial(trial: FrozenTrial, data: Card, question: _Question) -> FrozenTrial:
         items = sum(score.n for score in card.scores)
         stopped = replace(stopped, values=values, items=items)
     record = replace(record, scorecard=card, stopped=stopped, values=None, missed={})
-    record = judged(record, question.goals, question.parents)
+    record = valued(record, question.goals, question.parents)
     return create_trial(
         state=trial.state,
         values=record.told,

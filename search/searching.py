@@ -25,7 +25,7 @@ from search.evaluators import Evaluators, Job
 from search.evidence import reader_of
 from search.forking import with_starts
 from search.goals import Result, violation
-from search.judging import judged
+from search.judging import valued
 from search.known import known_names
 from search.racing import Leaders, Race
 from search.record import (
@@ -303,7 +303,7 @@ class _Search:
         return self._judged(load(stored))
 
     def _judged(self, record: Record) -> Record:
-        return judged(record, self.bench.goals, self.parents)
+        return valued(record, self.bench.goals, self.parents)
 
     def _kept(self, one: Asked, record: Record) -> Record:
         save(one, record)

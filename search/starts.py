@@ -26,7 +26,7 @@ def first_points(space: SearchSpace) -> tuple[Values, ...]:
     return tuple(different.values())
 
 
-def affordable(space: SearchSpace, trials: int, taken: int = 0) -> int:
+def starts_within(space: SearchSpace, trials: int, taken: int = 0) -> int:
     """How many of a space's points are tried before a sampler proposes, counted from the first.
 
     Known recipes cost nothing. All others together get a third of the trials; the candidates of an

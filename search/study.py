@@ -1,6 +1,5 @@
 """A study in its storage: opened, held, and kept to the conditions under which it was made."""
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -16,12 +15,12 @@ from search.bench import Bench, CheckedStudy, foreseen_protocol, protocol
 from search.chain import go_on_with, last_of, made_under
 from search.config import StudyConfig
 from search.differences import differences
-from search.errors import NothingFound, ProtocolError
+from search.errors import ProtocolError
 from search.forking import asked_anew, forked, prior, rescored, untried
 from search.record import ended, finished, readings_from_dict
 from search.retelling import Retold, only_weights, retold
 from search.sizes import counted
-from search.storage import open_storage, read_storage, refuse_place
+from search.storage import open_storage
 
 _UNSEEN = ("prompts", "rungs")  # what a protocol may have that only the model tells
 
@@ -38,24 +37,6 @@ def open_study(checked: CheckedStudy) -> Generator[optuna.Study]:
     """Open or create the Optuna study of a study file; holds its storage meanwhile."""
     with open_storage(checked.storage, checked.folder, checked.config.name) as storage:
         yield last_of(_load(storage, checked.config))
-
-
-def read_study(checked: CheckedStudy) -> optuna.Study | None:
-    """A study as far as it has been run; nothing is written, held or waited for.
-
-    Returns:
-        To be read only; None if it has not been run yet.
-
-    Raises:
-        StudyError: If opening it would be refused.
-    """
-    refuse_place(checked.storage, checked.folder)
-    name = checked.config.name
-    try:
-        storage = read_storage(checked.storage, checked.folder, name)
-    except NothingFound:
-        return None
-    return last_of(optuna.load_study(study_name=name, storage=storage))
 
 
 def foresee_protocol(study: optuna.Study, checked: CheckedStudy) -> None:
@@ -114,7 +95,7 @@ def keep_protocol(
 def _kept(
     study: optuna.Study, bench: Bench, fork: bool, tell: Callable[[str], None]
 ) -> optuna.Study:
-    stated = json.loads(json.dumps(protocol(bench)))  # as it is read back
+    stated = protocol(bench)
     stored = study.user_attrs.get("protocol")
     if stored is None:
         return _unasked(study, bench, stated)

@@ -18,7 +18,7 @@ from search.commands import RunOptions, run_study
 from search.holes import build_space
 from search.known import encode, fingerprint, known_names
 from search.space import SearchSpace
-from search.starts import affordable
+from search.starts import starts_within
 from search.study import open_study
 
 SILENT = Console(file=StringIO())
@@ -112,10 +112,10 @@ def test_a_budget_affords_known_recipes_and_a_third_of_its_trials():
     every = len(space.points)
     assert costing(space, every) == 6
     for trials in range(1, 30):
-        count = affordable(space, trials)
+        count = starts_within(space, trials)
         assert costing(space, count) == min(max(trials // 3, 1), 6)
         assert count == every or costing(space, count + 1) > costing(space, count)
-    assert affordable(space, 18) == every
+    assert starts_within(space, 18) == every
 
 
 def test_candidates_of_an_earlier_study_are_counted():
@@ -124,9 +124,9 @@ def test_candidates_of_an_earlier_study_are_counted():
     known = len(EVERYTHING)
     first, taken = costing(space, known), known + 2
     assert costing(space, taken) == 2 + first
-    assert affordable(space, 3, taken) == taken + 1
-    assert affordable(space, 3, len(space.points)) == len(space.points)
-    assert affordable(space, 15, taken) == affordable(space, 15)
+    assert starts_within(space, 3, taken) == taken + 1
+    assert starts_within(space, 3, len(space.points)) == len(space.points)
+    assert starts_within(space, 15, taken) == starts_within(space, 15)
 
 
 def study_of(folder: Path) -> Path:
