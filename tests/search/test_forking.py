@@ -1,6 +1,7 @@
 """A study goes on under another question: what is comparable is kept, the rest is tried again."""
 
 import json
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -211,28 +212,23 @@ def test_a_fork_that_takes_over_nothing_says_so(ran: Path):
     assert told in said(ran, fork=True)
 
 
-def interrupted(study: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
-    """Run until the parents are scored and no trial has begun."""
+def stopping_at(step: str) -> Callable[..., None]:
+    """What runs a study until it comes to a step of `search.searching`."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("search.searching.with_starts", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_study(study, SILENT, RunOptions(**options))
+    def run(study: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"search.searching.{step}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run_study(study, SILENT, RunOptions(**options))
+
+    return run
 
 
-def broken_off(study: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
-    """Run until the first parent would be scored."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("search.searching._score_baselines", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_study(study, SILENT, RunOptions(**options))
+broken_off = stopping_at("_score_baselines")  # the first parent would be scored
+interrupted = stopping_at("with_starts")  # the parents are scored, and no trial has begun
 
 
 @pytest.mark.parametrize("until", [broken_off, interrupted])
